@@ -1,0 +1,1 @@
+"""Where clients run: `local` in this process."""

@@ -1,0 +1,73 @@
+"""Rounds: who takes part, and a generator of finished rounds for the caller's own `for`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from fedstart import keys, tree
+from fedstart.data.federation import Federation
+from fedstart.models import Model
+from fedstart.types import Algorithm, Cohort, Cost, Counts, Diverged, Plan, Round, State, Weights
+
+
+class MeasuredCohort(Cohort, Protocol):
+    """A cohort that also knows what the round cost and its mean training loss (NaN without training)."""
+
+    @property
+    def cost(self) -> Cost: ...
+
+    @property
+    def loss(self) -> float: ...
+
+
+class Engine(Protocol):
+    """What runs cohorts and evaluations: the local engine, or Flower."""
+
+    def cohort(
+        self, model: Model, federation: Federation, plan: Plan, number: int, clients: tuple[int, ...]
+    ) -> MeasuredCohort: ...
+
+    def evaluate(self, model: Model, federation: Federation, weights: Weights, part: str = "test") -> Counts: ...
+
+
+def draw(federation: Federation, plan: Plan, number: int) -> tuple[int, ...]:
+    """The clients of round `number`, ascending: uniform without replacement among those with training examples.
+
+    Raises ValueError when the plan asks for more clients than there are.
+    """
+    eligible = federation.eligible
+    if plan.cohort is None or plan.cohort == len(eligible):
+        return tuple(eligible.tolist())
+    if plan.cohort > len(eligible):
+        raise ValueError(
+            f"{federation.name}: cohort = {plan.cohort}, but only {len(eligible)} clients have training examples"
+        )
+    chosen = keys.generator(plan.seed, "cohort", number).choice(len(eligible), plan.cohort, replace=False)
+    return tuple(np.sort(eligible[chosen]).tolist())
+
+
+def train(
+    algorithm: Algorithm,
+    model: Model,
+    federation: Federation,
+    plan: Plan,
+    weights: Weights,
+    engine: Engine,
+    after: Round | None = None,
+) -> Iterator[Round]:
+    """Yields the rounds one by one, `plan.rounds` in all; `weights` itself is never changed.
+
+    `after` goes on behind a round of an earlier run with the same arguments, with the same bits as if it had
+    not been interrupted. Raises Diverged, naming the round, when a loss or a weight is NaN or infinite.
+    """
+    state = State(tree.clone(weights)) if after is None else after.state
+    for number in range(1 if after is None else after.number + 1, plan.rounds + 1):
+        cohort = engine.cohort(model, federation, plan, number, draw(federation, plan, number))
+        state, info = algorithm.step(state, cohort)
+        if math.isinf(cohort.loss) or not tree.is_finite(state.weights):
+            raise Diverged(f"round {number}: the training loss or a weight is NaN or infinite; a smaller lr may help")
+        yield Round(number, state, info, cohort.cost, tuple(cohort.clients), cohort.loss)

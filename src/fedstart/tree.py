@@ -1,0 +1,131 @@
+"""Arithmetic on Weights: every function takes and returns dictionaries of tensors, in place of nothing.
+
+Floating tensors follow the stated arithmetic. Integer tensors (BatchNorm's `num_batches_tracked`) are
+averaged in float64 and rounded by `Mean`, and left as they are everywhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fedstart.types import Weights
+
+
+def clone(weights: Weights) -> Weights:
+    """A copy that shares no memory with `weights` and carries no gradient."""
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+def zeros_like(weights: Weights) -> Weights:
+    """Zeros with the names, shapes and types of `weights`."""
+    return {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+
+
+def add(left: Weights, right: Weights, scale: float = 1.0) -> Weights:
+    """`left + scale * right` over the names of `right`; names only in `left` are kept as they are.
+
+    Raises ValueError if `right` has a name that `left` lacks.
+    """
+    unknown = sorted(set(right) - set(left))
+    if unknown:
+        raise ValueError(f"cannot add {unknown[0]!r}: the left side has no such tensor")
+    floating = [name for name in right if left[name].is_floating_point()]
+    sums = (
+        torch._foreach_add([left[n] for n in floating], [right[n] for n in floating], alpha=scale) if floating else ()
+    )
+    return {**left, **dict(zip(floating, sums, strict=True))}
+
+
+def subtract(left: Weights, right: Weights) -> Weights:
+    """`left - right`, both with the same names."""
+    return add(left, right, scale=-1.0)
+
+
+def scale(weights: Weights, factor: float) -> Weights:
+    """`factor * weights`."""
+    return {n: t * factor if t.is_floating_point() else t for n, t in weights.items()}
+
+
+def combine(trees: Iterable[Weights], coefficients: Iterable[float]) -> Weights:
+    """`sum_j coefficients[j] * trees[j]`, added in the order given.
+
+    Raises ValueError when there is no tree, or the two are of different length.
+    """
+    total: Weights | None = None
+    for tree, coefficient in zip(trees, coefficients, strict=True):
+        total = scale(tree, coefficient) if total is None else add(total, tree, scale=coefficient)
+    if total is None:
+        raise ValueError("cannot combine an empty list of trees")
+    return total
+
+
+def dot(left: Weights, right: Weights) -> float:
+    """Inner product in float64 over the names of `right`."""
+    return sum(float((left[n].double() * right[n].double()).sum()) for n in right if right[n].is_floating_point())
+
+
+def norm(weights: Weights) -> float:
+    """Euclidean norm of all floating tensors together, in float64."""
+    return dot(weights, weights) ** 0.5
+
+
+def is_finite(weights: Weights) -> bool:
+    """True if no floating tensor holds NaN or infinity."""
+    return all(bool(t.isfinite().all()) for t in weights.values() if t.is_floating_point())
+
+
+def nbytes(value: object) -> int:
+    """Bytes of all tensors in a nest of mappings, lists and tuples; 8 for each bare number."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(nbytes(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(nbytes(item) for item in value)
+    return 8 if isinstance(value, int | float) else 0
+
+
+def fingerprint(weights: Weights) -> str:
+    """SHA-256 over names, types, shapes and bytes: equal exactly when the weights are equal bit for bit."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Mean:
+    """Streaming weighted mean: holds one running sum, whatever the number of trees added.
+
+    The sum is `sum_j weight_j * tree_j` in the order of the calls, divided once at the end, so the same
+    order gives the same bits on every engine.
+    """
+
+    def __init__(self) -> None:
+        self._sum: dict[str, Tensor] = {}
+        self._types: dict[str, torch.dtype] = {}
+        self._weight = 0.0
+
+    def add(self, weights: Weights, weight: float) -> None:
+        """Adds one tree; `weight` must be at least 0."""
+        if weight < 0:
+            raise ValueError(f"a weight in a mean must be at least 0, got {weight}")
+        wide = {n: t.detach() if t.is_floating_point() else t.detach().double() for n, t in weights.items()}
+        if not self._sum:
+            self._types = {n: t.dtype for n, t in weights.items()}
+            self._sum = {n: t * weight for n, t in wide.items()}
+        else:
+            torch._foreach_add_([self._sum[n] for n in wide], list(wide.values()), alpha=weight)
+        self._weight += weight
+
+    def value(self) -> Weights:
+        """The mean; raises ValueError when the weights added so far sum to 0."""
+        if self._weight == 0:
+            raise ValueError("the mean of nothing is not defined: the weights sum to 0")
+        mean = {n: t / self._weight for n, t in self._sum.items()}
+        return {n: (t if t.dtype == self._types[n] else t.round().to(self._types[n])) for n, t in mean.items()}

@@ -1,0 +1,159 @@
+"""The nouns that every layer shares: Weights, Plan, State, Cost, Round, and what a Client and a Cohort can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as settings_dataclass
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+"""Every parameter and buffer of a model by name: what `torch.func.functional_call` takes."""
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Settings refuse unknown names, NaN and infinity."""
+
+Info = dict[str, float]
+"""What a step reports about itself: plain numbers by name."""
+
+
+class Diverged(ValueError):
+    """Training met a loss or a weight that is NaN or infinite; the message names the round."""
+
+
+@settings_dataclass(frozen=True, config=STRICT)
+class Plan:
+    """How long and how hard to train: the settings that are the same for every method.
+
+    Exactly one of `local_steps` (tau minibatch steps) and `local_epochs` (E passes) is given.
+    Local training is SGD: `v = momentum * v + g + weight_decay * w; w -= lr * v`, momentum reset each round.
+
+    Raises ValueError for a value out of its range, or when both or neither kind of local work is given.
+    """
+
+    rounds: Annotated[int, Field(ge=0, description="communication rounds; 0 leaves the weights as they are")] = 50
+    cohort: Annotated[int | None, Field(ge=1, description="clients per round; none = all")] = None
+    local_steps: Annotated[int | None, Field(ge=1, description="tau: minibatch steps per round and client")] = None
+    local_epochs: Annotated[int | None, Field(ge=1, description="E: passes over the client's part per round")] = None
+    batch_size: Annotated[int, Field(ge=1, description="examples per minibatch")] = 32
+    lr: Annotated[float, Field(gt=0, description="eta: local learning rate")] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1, description="local SGD momentum, reset each round")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty added to the gradient")] = 0.0
+    clip: Annotated[float | None, Field(gt=0, description="largest gradient norm of a step; none = no limit")] = None
+    query_fraction: Annotated[
+        float, Field(gt=0, lt=1, description="share of `train` that becomes `query`, redrawn each round")
+    ] = 0.2
+    seed: Annotated[int, Field(ge=0, description="names every random draw of the run")] = 0
+
+    @model_validator(mode="after")
+    def _one_kind_of_local_work(self) -> Plan:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError("give exactly one of local_steps and local_epochs")
+        return self
+
+
+@dataclass(frozen=True)
+class State:
+    """What the server carries from round to round: the weights, and whatever else a method remembers, by name."""
+
+    weights: Weights
+    memory: Mapping[str, Weights] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a round took: client-examples (forward, or forward and backward), exchanges, and bytes on the wire."""
+
+    examples: int = 0
+    exchanges: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.examples + other.examples,
+            self.exchanges + other.exchanges,
+            self.bytes_down + other.bytes_down,
+            self.bytes_up + other.bytes_up,
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished round. `number` starts at 1; `loss` is the cohort's mean training loss (NaN without training)."""
+
+    number: int
+    state: State
+    info: Info
+    cost: Cost
+    clients: tuple[int, ...]
+    loss: float
+
+
+class Judgement(NamedTuple):
+    """A client's mean loss over a part, and its gradient with respect to the parameters (no buffers)."""
+
+    loss: float
+    gradient: Weights
+
+
+class Counts(NamedTuple):
+    """Per-client evaluation, each of shape (clients,): correct and total examples, and the sum of the losses."""
+
+    correct: np.ndarray
+    total: np.ndarray
+    loss: np.ndarray
+
+
+class Client(Protocol):
+    """The only door from an algorithm to one client's data and model. Knows nothing of the other clients."""
+
+    def size(self, part: str = "train") -> int:
+        """Number of examples in the part."""
+        ...
+
+    def descend(
+        self, weights: Weights, part: str = "train", *, linear: Weights | None = None, proximal: float = 0.0
+    ) -> Weights:
+        """The plan's local training from `weights`: minimises `loss + <linear, w> + proximal/2 ||w - weights||^2`."""
+        ...
+
+    def loss(self, weights: Weights, part: str = "train") -> float:
+        """Mean loss over the part at `weights`."""
+        ...
+
+    def gradient(self, weights: Weights, part: str = "train") -> Judgement:
+        """Mean loss over the whole part at `weights`, and its gradient."""
+        ...
+
+
+class Cohort(Protocol):
+    """The clients of one round, wherever they run."""
+
+    @property
+    def clients(self) -> Sequence[int]:
+        """Identities, ascending: the order in which results are listed and summed."""
+        ...
+
+    def map(self, method: Callable[..., Any], *broadcast: Any) -> list[Any]:
+        """`method(client, *broadcast)` for every client, in the order of `clients`. One exchange."""
+        ...
+
+    def mean(self, method: Callable[..., Weights], *broadcast: Any, weight: str | None = "train") -> Weights:
+        """Streaming mean of `method(client, *broadcast)`, weighted by the size of the part `weight`.
+
+        `weight=None` is the plain mean. Never holds every client's weights at once. One exchange.
+        """
+        ...
+
+
+class Algorithm(Protocol):
+    """A frozen dataclass whose fields are its settings. Pure: no data, device, path, seed or global in sight."""
+
+    def step(self, state: State, cohort: Cohort) -> tuple[State, Info]:
+        """One round on the server. Other public methods take a `client` first and run on clients."""
+        ...

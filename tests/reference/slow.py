@@ -1,0 +1,89 @@
+"""The slow, literal building blocks of the reference loops: one example set, one weight dictionary, no engine.
+
+They share with fedstart only the model's `apply`, the federation's `batch`, and the documented paths of the
+keyed draws, so that both see the same cohorts and minibatches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedstart import keys
+from fedstart.data.federation import Federation
+from fedstart.models import Model
+from fedstart.types import Plan, Weights
+
+
+def cohort(federation: Federation, plan: Plan, number: int) -> list[int]:
+    """The clients of a round."""
+    everyone = [k for k in range(federation.clients) if len(federation.positions("train", k)) > 0]
+    if plan.cohort is None:
+        return everyone
+    drawn = keys.generator(plan.seed, "cohort", number).choice(len(everyone), plan.cohort, replace=False)
+    return sorted(everyone[i] for i in drawn)
+
+
+def loss_and_gradient(
+    model: Model, federation: Federation, weights: Weights, positions: np.ndarray
+) -> tuple[float, Weights]:
+    """Mean cross-entropy over the positions, and its gradient."""
+    leaves = {name: tensor.detach().clone().requires_grad_(True) for name, tensor in weights.items()}
+    inputs, labels = federation.batch(positions, torch.float64)
+    loss = cross_entropy(model.apply(leaves, inputs, training=True), labels)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return loss.item(), dict(zip(leaves, gradients, strict=True))
+
+
+def local_training(
+    model: Model,
+    federation: Federation,
+    plan: Plan,
+    number: int,
+    client: int,
+    weights: Weights,
+    positions: np.ndarray,
+    extra: Callable[[Weights], Weights] | None = None,
+) -> Weights:
+    """SGD with momentum, weight decay and clipping, written out; `extra(w)` is added to every gradient."""
+    n, b = len(positions), plan.batch_size
+    steps = plan.local_steps if plan.local_steps is not None else plan.local_epochs * math.ceil(n / b)
+    draws = keys.generator(plan.seed, "minibatches", number, client)
+    batches: list[np.ndarray] = []
+    while len(batches) < steps:
+        order = draws.permutation(n)
+        batches += [order[i : i + b] for i in range(0, n, b)]
+    w = {name: tensor.clone() for name, tensor in weights.items()}
+    velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    for batch in batches[:steps]:
+        _, g = loss_and_gradient(model, federation, w, positions[batch])
+        if extra is not None:
+            term = extra(w)
+            g = {name: g[name] + term[name] for name in g}
+        if plan.clip is not None:
+            length = math.sqrt(sum(float((t**2).sum()) for t in g.values()))
+            g = {name: t * min(1.0, plan.clip / (length + 1e-6)) for name, t in g.items()}
+        for name in w:
+            velocity[name] = plan.momentum * velocity[name] + g[name] + plan.weight_decay * w[name]
+            w[name] = w[name] - plan.lr * velocity[name]
+    return w
+
+
+def support_and_query(federation: Federation, plan: Plan, number: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """The round's division of a client's training examples."""
+    train = federation.positions("train", client)
+    query = min(max(1, round(plan.query_fraction * len(train))), len(train) - 1)
+    order = keys.generator(plan.seed, "query", number, client).permutation(len(train))
+    return train[order[query:]], train[order[:query]]
+
+
+def assert_close(left: Weights, right: Weights, relative: float = 1e-9) -> None:
+    """All tensors equal up to `relative` of the largest entry."""
+    assert set(left) == set(right)
+    for name in right:
+        distance = float((left[name] - right[name]).abs().max())
+        assert distance <= relative * float(right[name].abs().max()), f"{name}: {distance}"
