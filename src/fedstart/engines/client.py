@@ -186,7 +186,7 @@ def _add_terms(parameters: list[nn.Parameter], slope: list[Tensor], anchor: list
     if slope:
         torch._foreach_add_(gradients, slope)
     if anchor:
-        torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchor), alpha=proximal)
+        torch._foreach_add_(gradients, torch._foreach_sub([p.detach() for p in parameters], anchor), alpha=proximal)
 
 
 def _chunks(positions: np.ndarray) -> Iterator[np.ndarray]:
