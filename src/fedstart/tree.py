@@ -93,9 +93,9 @@ def fingerprint(weights: Weights) -> str:
     """SHA-256 over names, types, shapes and bytes: equal exactly when the weights are equal bit for bit."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
+        tensor = weights[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

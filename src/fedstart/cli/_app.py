@@ -1,0 +1,157 @@
+"""The commands and their options. Each imports what it needs when it runs, so that help is immediate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedstart import __version__
+
+app = typer.Typer(
+    name="fedstart",
+    help="Starting points for federated learning: make one, test one, choose one.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON, if asked for).")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs side by side, each in a process of its own.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core, or per job.")]
+Out = Annotated[Path, typer.Option(help="Directory to write to; one that was interrupted goes on.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[TABLE.KEY=VALUE]...", show_default=False)]
+Data = Annotated[str, typer.Option(help="digits, synthetic, hf:NAME, or path:FILE_OR_DIRECTORY.")]
+Input = Annotated[str | None, typer.Option(help="Column with the inputs; found by its type if not given.")]
+Label = Annotated[str | None, typer.Option(help="Column with the labels; found by its type if not given.")]
+Classes = Annotated[str | None, typer.Option(help="Labels to use, for instance 0-4,7; all by default.")]
+Partition = Annotated[str, typer.Option(help="How examples are shared out (fedstart list partitions).")]
+Clients = Annotated[int | None, typer.Option(min=1, help="Number of clients; by default 10, or what the data say.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedstart {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Out = Path("fedstart-demo"), jobs: Jobs = 1, threads: Threads = None, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Everything once on built-in data: about a minute, ends in a report."""
+    from fedstart.cli import _output, _study
+
+    screen = _output.Screen(json, quiet)
+    _study.run(_study.Request("digits", (), out, None, jobs, threads), screen)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A preset (fedstart list studies) or a TOML file.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory; by default runs/STUDY-SCALE.")] = None,
+    scale: Annotated[str | None, typer.Option(help="One of the study's scales.")] = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study, or go on with it where it stopped; ends in a report."""
+    from fedstart.cli import _output, _study
+
+    request = _study.Request(study, tuple(settings or ()), out, scale, jobs, threads)
+    _study.run(request, _output.Screen(json, quiet))
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIRECTORY...", help="Directories of studies.")],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rebuild the report, figures and tables of finished studies."""
+    from fedstart.cli import _output, _study
+
+    _study.report(directories, _output.Screen(json, quiet))
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, starts, models, data, partitions or studies.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what there is, each with its settings; without KIND, the names of everything."""
+    from fedstart.cli import _listing, _output
+
+    _listing.show(kind, _output.Screen(json, quiet))
+
+
+@app.command()
+def pretrain(
+    method: Annotated[str, typer.Argument(help="A method or a start (fedstart list methods, fedstart list starts).")],
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    model: Annotated[str, typer.Option(help="Architecture (fedstart list models).")] = "mlp",
+    classes: Classes = None,
+    partition: Partition = "iid",
+    clients: Clients = None,
+    input: Input = None,
+    label: Label = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a Start: train METHOD over clients and keep the weights.
+
+    Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model and partition:
+    fedstart pretrain coprefl --data digits --out start plan.rounds=20 plan.lr=0.1 method.balance=0.5
+    """
+    from fedstart.cli import _output, _train
+
+    source = _train.Source(data, input, label, classes, partition, clients)
+    run = _train.Pretraining(method, model, source, tuple(settings or ()), out, threads)
+    _train.pretrain(run, _output.Screen(json, quiet))
+
+
+@app.command()
+def federate(
+    start: Annotated[Path, typer.Argument(help="Directory of a Start, or a .safetensors file.")],
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    method: Annotated[str, typer.Option(help="Federated method (fedstart list methods).")] = "fedavg",
+    model: Annotated[str | None, typer.Option(help="Architecture; by default the Start's own.")] = None,
+    classes: Classes = None,
+    partition: Partition = "iid",
+    clients: Clients = None,
+    test_fraction: Annotated[float, typer.Option(help="Share of each client's examples kept for its test.")] = 0.2,
+    input: Input = None,
+    label: Label = None,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run one downstream federation from a Start, and score every client.
+
+    Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model and partition:
+    fedstart federate start --data digits --out run plan.rounds=20 plan.lr=0.1 partition.alpha=0.5
+    """
+    from fedstart.cli import _output, _train
+
+    source = _train.Source(data, input, label, classes, partition, clients, test_fraction)
+    run = _train.Downstream(start, method, model, source, tuple(settings or ()), out, threads)
+    _train.federate(run, _output.Screen(json, quiet))

@@ -1,0 +1,83 @@
+"""`fedstart list`: every method, start, model, partition, data source and study, with its settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from fedstart import names
+from fedstart.cli._output import Screen
+
+KINDS = ("methods", "starts", "models", "data", "partitions", "studies")
+
+
+def entries(kind: str) -> list[dict[str, Any]]:
+    """The entries of one kind: `{"name", "about", "settings": [{"name", "type", "default", "description"}]}`.
+
+    Raises ValueError for a kind that is not there.
+    """
+    if kind not in KINDS:
+        raise names.unknown("kind", kind, KINDS)
+    if kind == "data":
+        from fedstart.data import sources, synthetic
+
+        settings = {"synthetic": _settings(synthetic.Synthetic)}
+        return [_entry(name, about, settings.get(name)) for name, about in sources.KINDS.items()]
+    if kind == "studies":
+        from fedstart import study
+
+        return [_entry(name, about) for name, about in study.presets().items()]
+    return [_described(name, cls) for name, cls in _table(kind).items()]
+
+
+def _table(kind: str) -> Mapping[str, type]:
+    if kind == "partitions":
+        from fedstart.data import partitions
+
+        return partitions.TABLE
+    packages = {"methods": "fedstart.algorithms", "starts": "fedstart.starts", "models": "fedstart.models"}
+    return names.discover(packages[kind])
+
+
+def _described(name: str, cls: type) -> dict[str, Any]:
+    about = (inspect.getdoc(cls) or "").partition("\n\n")[0]
+    return _entry(name, " ".join(about.split()), _settings(cls))
+
+
+def _settings(cls: type) -> list[dict[str, Any]]:
+    return [setting._asdict() for setting in names.describe(cls)]
+
+
+def _entry(name: str, about: str, settings: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    return {"name": name, "about": about, "settings": settings or []}
+
+
+def show(kind: str | None, screen: Screen) -> None:
+    """Prints one kind with its settings, or the names of every kind."""
+    listed = {name: entries(name) for name in (KINDS if kind is None else (kind,))}
+    screen.answer(listed if kind is None else listed[kind])
+    for name, items in listed.items():
+        screen.show(_names(name, items) if kind is None else _details(name, items))
+
+
+def _names(kind: str, items: list[dict[str, Any]]) -> Text:
+    return Text.assemble((f"{kind:<12}", "bold"), ", ".join(item["name"] for item in items))
+
+
+def _details(kind: str, items: list[dict[str, Any]]) -> Group:
+    lines: list[Text] = [Text(kind, style="bold")]
+    for item in items:
+        lines.append(Text.assemble("\n", (item["name"], "bold cyan"), "  ", item["about"]))
+        for setting in item["settings"]:
+            default = f" = {_written(setting['default'])}" if setting["default"] != "(required)" else " (required)"
+            lines.append(Text(f"    {setting['name']}: {setting['type']}{default}   {setting['description']}"))
+    return Group(*lines)
+
+
+def _written(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)

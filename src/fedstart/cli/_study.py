@@ -1,0 +1,90 @@
+"""`fedstart run`, `fedstart demo` and `fedstart report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from fedstart import study as studies
+from fedstart.cli._output import Screen, table
+from fedstart.files import read_json
+from fedstart.report import build
+from fedstart.report.reading import Record, read
+from fedstart.report.words import answer
+
+
+@dataclass(frozen=True)
+class Request:
+    """A study as the command line asks for it. Without `out` it goes to `runs/STUDY-SCALE`."""
+
+    study: str
+    overrides: tuple[str, ...]
+    out: Path | None
+    scale: str | None
+    jobs: int
+    threads: int | None
+
+
+def run(request: Request, screen: Screen) -> None:
+    """Runs the study to its end, or takes it up, builds its report and says what came out.
+
+    Raises ValueError, after all that, if a run of the study diverged.
+    """
+    study = studies.load(request.study, request.scale, request.overrides)
+    out = request.out or Path("runs") / "-".join(filter(None, (study.name, study.scale)))
+    with screen.progress() as progress:
+        studies.run(study, out, jobs=request.jobs, threads=request.threads, progress=progress)
+    page = build(out)
+    record = read(out)
+    failed = studies.failures(out)
+    screen.answer(_result(record, page, failed))
+    screen.show(*_tables(record), "", _sentence(record), f"Report: {page}")
+    if failed:
+        cells = record.summary["cells"] + len(failed)
+        raise ValueError(f"{len(failed)} of {cells} runs diverged, the others are in {page}; first: {failed[0]}")
+
+
+def report(directories: Sequence[Path], screen: Screen) -> None:
+    """Rebuilds the report of each directory of a study or a run."""
+    pages = []
+    for directory in directories:
+        pages.append(build(directory))
+        screen.show(f"Report: {pages[-1]}")
+    screen.answer({"reports": pages})
+
+
+def _result(record: Record, page: Path, failed: list[str]) -> dict[str, Any]:
+    return {
+        "directory": record.directory,
+        "report": page,
+        "answer": _sentence(record),
+        "failures": failed,
+        "summary": read_json(record.directory / "summary.json"),
+    }
+
+
+def _sentence(record: Record) -> str:
+    return answer(record, next(iter(record.pairings), ("", "")))
+
+
+def _tables(record: Record) -> list[RenderableType]:
+    heads = ("start", "mean\n%", "95 %\ninterval", "variance\n%²", "worst\n10 %", "worst\n20 %", "worst\n30 %", "runs")
+    shown: list[RenderableType] = []
+    for setting in record.pairings:
+        rows = [
+            (
+                row["start"],
+                row["mean"],
+                "-" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}",
+                row["variance"],
+                *(row[f"worst{percent}"] for percent in (10, 20, 30)),
+                row["n"],
+            )
+            for row in record.of(setting)
+        ]
+        shown.append(table(f"Accuracy of the clients, {setting[0]} on {setting[1]}", heads, rows, numbers=7))
+    return shown

@@ -1,0 +1,41 @@
+"""Pieces that several architectures share."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+def image_shape(shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    """`(channels, height, width)`; raises ValueError for another shape or a side below `smallest` pixels."""
+    if len(shape) != 3 or min(shape[1:]) < smallest:
+        raise ValueError(
+            f"input shape {shape} does not suit this model (allowed: (channels, height, width), "
+            f"height and width at least {smallest})"
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def two_convolutions(
+    shape: tuple[int, ...], classes: int, channels: tuple[int, int], kernel: int, hidden: int
+) -> nn.Module:
+    """Twice (convolution with "same" padding, ReLU, 2x2 max-pooling), then a hidden linear layer with ReLU and `fc`.
+
+    `kernel` is odd. Raises ValueError unless `shape` is an image of at least 4x4 pixels.
+    """
+    inputs, height, width = image_shape(shape, smallest=4)
+    features = channels[1] * (height // 4) * (width // 4)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(inputs, channels[0], kernel, padding=kernel // 2),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(channels[0], channels[1], kernel, padding=kernel // 2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        hidden=nn.Linear(features, hidden),
+        relu3=nn.ReLU(),
+        fc=nn.Linear(hidden, classes),
+    )
+    return nn.Sequential(layers)

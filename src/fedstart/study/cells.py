@@ -1,0 +1,192 @@
+"""What a study consists of: its federations and models, and the cells that can run in any order on any worker."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from fedstart import keys, tree
+from fedstart.data import sources, tasks
+from fedstart.data.federation import Federation
+from fedstart.models import Model
+from fedstart.study.schema import Method, Study, build
+from fedstart.training import draw
+from fedstart.types import Plan, Weights
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. `key` names its directory: readable, and different whenever its result could differ.
+
+    `start`, `algorithm` and `partition` are the names that results use; the last two and `task` belong to a
+    downstream cell, as do `origin`, the key of the pre-training cell that it begins from, and `begin`, the
+    fingerprint of what that cell's weights depend on.
+    """
+
+    kind: Literal["pretrain", "downstream"]
+    start: str
+    seed: int
+    key: str
+    rounds: int
+    algorithm: str = ""
+    partition: str = ""
+    task: int = 0
+    origin: str = ""
+    begin: str = ""
+
+    def place(self) -> dict[str, Any]:
+        """Where the cell stands in its study: what cell.json holds."""
+        place: dict[str, Any] = {"kind": self.kind, "start": self.start}
+        if self.kind == "downstream":
+            place |= {"algorithm": self.algorithm, "partition": self.partition, "task": self.task}
+        return {**place, "seed": self.seed}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A cell ready to run: what trains, and everything its result depends on."""
+
+    method: Method
+    model: Model
+    federation: Federation
+    plan: Plan
+    settings: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of everything that the result depends on."""
+        return _sha256({"settings": self.settings, "fingerprints": self.fingerprints})
+
+    @property
+    def outcome(self) -> str:
+        """What downstream cells depend on where this run makes their start: without training, the weights alone."""
+        return self.identity if self.plan.rounds else self.settings["begin"]
+
+
+class Material:
+    """What the cells of a study are made of: one copy of the examples, and federations, models and plans.
+
+    Raises ValueError for data that cannot be read, classes that do not exist, and too few examples.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.parts = build(study, f"study {study.name}")
+        data = study.data
+        self.examples = sources.load(data.source, input=data.input, label=data.label, columns=data.columns)
+        others, self.held_out = tasks.split_classes(self.examples, study.pretraining.held_out)
+        self.classes = others if study.pretraining.classes is None else tuple(study.pretraining.classes)
+        self.model = Model(self.parts.architecture, self.examples.shape, len(self.classes))
+        self.pretraining = functools.cache(self._pretraining)
+        self.tasks = functools.cache(self._tasks)
+        self.downstream_model = functools.cache(lambda classes: replace(self.model, classes=classes))
+
+    def _pretraining(self, seed: int) -> Federation:
+        table = self.study.pretraining
+        return tasks.federate(
+            self.examples,
+            classes=self.classes,
+            partition=self.parts.pretraining_partition,
+            clients=table.clients,
+            seed=seed,
+            name="pre-training",
+            test_fraction=0.0,
+            withheld=table.withheld,
+            merge=self.study.data.merge,
+        )
+
+    def _tasks(self, partition: str, seed: int) -> list[Federation]:
+        table = self.study.downstream
+        return tasks.tasks(
+            self.examples,
+            classes=self.held_out,
+            count=table.tasks,
+            classes_per_task=table.classes_per_task,
+            clients=table.clients,
+            partition=self.parts.downstream_partitions[partition],
+            test_fraction=table.test_fraction,
+            seed=seed,
+            merge=self.study.data.merge,
+        )
+
+    def begin(self, start: str, seed: int) -> Weights:
+        """The weights before pre-training: the model's initial weights of the seed, or those of a file."""
+        method = self.parts.starts[start]
+        return method.method.begin(self.model, seed) if method.start else self.model.init(seed)
+
+    def pretraining_run(self, start: str, seed: int) -> Run:
+        """The run that makes a start. Clients, cohorts and batches of a seed are the same for every method."""
+        method = self.parts.starts[start]
+        federation, plan = self.pretraining(seed), replace(method.plan, seed=keys.number(seed, "pretraining"))
+        if method.start:
+            federation, plan = method.method.prepare(federation, plan)
+        begin = tree.fingerprint(self.begin(start, seed))
+        settings = _settings(method, plan, self.model, begin)
+        return Run(method, self.model, federation, plan, settings, {"pretraining": federation.fingerprint})
+
+    def downstream_run(self, algorithm: str, partition: str, task: int, seed: int, begin: str) -> Run:
+        """The run of a task from a start of that fingerprint. Clients and batches are the same for every start."""
+        method = self.parts.algorithms[algorithm]
+        federation = self.tasks(partition, seed)[task]
+        plan = replace(method.plan, seed=keys.number(seed, "downstream", task))
+        model = self.downstream_model(len(federation.classes))
+        settings = _settings(method, plan, model, begin)
+        return Run(method, model, federation, plan, settings, {"downstream": federation.fingerprint})
+
+    def transfer(self, weights: Weights, classes: int, task: int, seed: int) -> Weights:
+        """A start's body under the fresh head of a task, which is the same for every start, method and partition."""
+        return self.model.transfer(weights, classes, keys.number(seed, "downstream-head", task))[1]
+
+
+def _settings(method: Method, plan: Plan, model: Model, begin: str) -> dict[str, Any]:
+    return {
+        "method": method.entry.method,
+        "settings": asdict(method.method),
+        "plan": asdict(plan),  # pyright: ignore[reportArgumentType]
+        "model": model.describe(),
+        "begin": begin,
+    }
+
+
+def plan_cells(material: Material) -> list[Cell]:
+    """All cells of a study, pre-training first. Raises ValueError for a cell that could not run."""
+    parts, cells = material.parts, []
+    origins: dict[tuple[str, int], tuple[str, str]] = {}
+    for seed in material.study.seeds:
+        for start in parts.starts:
+            run = material.pretraining_run(start, seed)
+            cells.append(_keyed(Cell("pretrain", start, seed, "", run.plan.rounds), run))
+            origins[start, seed] = (cells[-1].key, run.outcome)
+    for seed, partition, task, algorithm, start in itertools.product(
+        material.study.seeds,
+        parts.downstream_partitions,
+        range(material.study.downstream.tasks),
+        parts.algorithms,
+        parts.starts,
+    ):
+        run = material.downstream_run(algorithm, partition, task, seed, origins[start, seed][1])
+        place = (algorithm, partition, task, *origins[start, seed])
+        cells.append(_keyed(Cell("downstream", start, seed, "", run.plan.rounds, *place), run))
+    return cells
+
+
+def _keyed(cell: Cell, run: Run) -> Cell:
+    try:
+        draw(run.federation, run.plan, 1)
+    except ValueError as error:
+        raise ValueError(f"{cell.algorithm or cell.start}: {error}") from None
+    words = [cell.start, cell.algorithm, cell.partition, f"t{cell.task}", f"s{cell.seed}"]
+    words = words if cell.kind == "downstream" else ["pretrain", cell.start, f"s{cell.seed}"]
+    slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words)
+    return replace(cell, key=f"{slug}-{_sha256([cell.place(), run.identity])[:8]}")
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

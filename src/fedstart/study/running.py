@@ -1,0 +1,108 @@
+"""A study from its first cell to its summary."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import filelock
+import tomli_w
+
+from fedstart.files import cannot, read_json, remove_temporary_files, write_atomically, write_json
+from fedstart.study import summary
+from fedstart.study.cells import Cell, Material, plan_cells
+from fedstart.study.schema import Study
+from fedstart.study.work import Progress, run_cells
+
+
+def run(
+    study: Study, out: Path | str, *, jobs: int = 1, threads: int | None = None, progress: Progress | None = None
+) -> Path:
+    """Runs a study in the directory `out`, or goes on with it there, and returns that directory.
+
+    Cells that are done are kept, cells whose settings changed are run anew (what is no longer part of the study
+    moves to `unused/`). The result has the same bytes whatever `jobs` (processes) and `threads` (of one process;
+    none = one per core) are, and however often the study was interrupted. A run that diverges does not end the
+    study; `failures(out)` lists those.
+
+    Raises ValueError before any work starts when the data do not fit the study, when `out` holds another study or
+    other files, and when another process works in it; OSError when it cannot be written.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    began, out = time.monotonic(), Path(out)
+    material = Material(study)
+    cells = plan_cells(material)
+    with _claimed(out, study):
+        folder = out / "cells"
+        write_atomically(out / "study.toml", tomli_w.dumps(study.tables()))
+        write_json(out / "partitions.json", summary.partitions(material))
+        _tidy(out, cells)
+        progress = progress or _Silent()
+        progress.total(sum(cell.rounds for cell in cells))
+        failed: dict[str, str] = {}
+        for kind in ("pretrain", "downstream"):
+            ready = [cell for cell in cells if cell.kind == kind and cell.origin not in failed]
+            for result in run_cells(study, material, ready, folder, jobs=jobs, threads=threads, progress=progress):
+                if result.error is not None:
+                    failed[result.cell.key] = result.error
+        ordered = {cell.key: failed[cell.key] for cell in cells if cell.key in failed}
+        write_json(out / "summary.json", summary.summary(material, cells, folder, ordered))
+        write_json(out / "timing.json", summary.timing(cells, folder, jobs, time.monotonic() - began))
+    return out
+
+
+def failures(out: Path | str) -> list[str]:
+    """One line for each cell of a finished study that diverged: its key and why. Empty if all went well."""
+    return [f"{failure['cell']}: {failure['error']}" for failure in read_json(Path(out) / "summary.json")["failures"]]
+
+
+class _Silent:
+    def total(self, n: int) -> None:
+        pass
+
+    def advance(self, text: str) -> None:
+        pass
+
+
+def _claimed(out: Path, study: Study) -> AbstractContextManager[object]:
+    """Makes the directory, checks that it may hold this study, and locks it against other processes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _check(out, study)
+        held = filelock.FileLock(out / ".lock", timeout=0).acquire()
+        (out / "cells").mkdir(exist_ok=True)
+    except filelock.Timeout:
+        raise ValueError(f"{out}: another process is running a study there") from None
+    except OSError as error:
+        raise cannot("make", out, error) from None
+    remove_temporary_files(out)
+    return held
+
+
+def _check(out: Path, study: Study) -> None:
+    file = out / "study.toml"
+    if not file.exists():
+        strange = sorted(entry.name for entry in out.iterdir() if entry.name != ".lock" and entry.suffix != ".tmp")
+        if strange and strange != ["cells"]:
+            raise ValueError(f"{out} holds no study, but {strange[0]!r}; choose another directory")
+        return
+    try:
+        held = tomllib.loads(file.read_text("utf-8")).get("name")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid TOML: {error}") from None
+    if held != study.name:
+        raise ValueError(f"{out} holds the study {held!r}, not {study.name!r}; choose another directory")
+
+
+def _tidy(out: Path, cells: Sequence[Cell]) -> None:
+    """Moves runs that are no cells of the study (any more) to `unused/`, and takes back those that are again."""
+    wanted = {cell.key for cell in cells}
+    for source, target in (("cells", "unused"), ("unused", "cells")):
+        for directory in sorted((out / source).glob("*/")):
+            if (directory.name in wanted) == (target == "cells") and not (out / target / directory.name).exists():
+                (out / target).mkdir(exist_ok=True)
+                directory.rename(out / target / directory.name)
