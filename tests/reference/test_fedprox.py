@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reference import slow
-
 from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.algorithms.fedprox import FedProx
 from fedstart.engines.local import LocalEngine
 from fedstart.training import train
+from reference import slow
 
 
 def reference(model, federation, plan, weights, mu):

@@ -20,6 +20,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON, if asked for).")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs side by side, each in a process of its own.")]
+JobsPerCore = Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one per core.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core, or per job.")]
 Out = Annotated[Path, typer.Option(help="Directory to write to; one that was interrupted goes on.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[TABLE.KEY=VALUE]...", show_default=False)]
@@ -63,7 +64,7 @@ def run(
     settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Directory; by default runs/STUDY-SCALE.")] = None,
     scale: Annotated[str | None, typer.Option(help="One of the study's scales.")] = None,
-    jobs: Jobs = 1,
+    jobs: JobsPerCore = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 from rich.console import RenderableType
 
 from fedstart import study as studies
@@ -19,13 +20,13 @@ from fedstart.report.words import answer
 
 @dataclass(frozen=True)
 class Request:
-    """A study as the command line asks for it. Without `out` it goes to `runs/STUDY-SCALE`."""
+    """A study as the command line asks for it. Without `out` it goes to `runs/STUDY-SCALE`; no `jobs` = one per core."""
 
     study: str
     overrides: tuple[str, ...]
     out: Path | None
     scale: str | None
-    jobs: int
+    jobs: int | None
     threads: int | None
 
 
@@ -37,7 +38,7 @@ def run(request: Request, screen: Screen) -> None:
     study = studies.load(request.study, request.scale, request.overrides)
     out = request.out or Path("runs") / "-".join(filter(None, (study.name, study.scale)))
     with screen.progress() as progress:
-        studies.run(study, out, jobs=request.jobs, threads=request.threads, progress=progress)
+        studies.run(study, out, jobs=request.jobs or joblib.cpu_count(), threads=request.threads, progress=progress)
     page = build(out)
     record = read(out)
     failed = studies.failures(out)

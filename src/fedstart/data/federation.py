@@ -102,14 +102,17 @@ class Federation:
         return self.parts[part][client]
 
     def batch(self, positions: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Inputs, normalised, of shape (n, ...) and local labels of shape (n,), both on the examples' device."""
+        """Inputs, normalised, of shape (n, ...) and local labels of shape (n,), both on the examples' device.
+
+        Images lie in memory with the channels last, which convolutions on a CPU read faster.
+        """
         index = torch.as_tensor(positions)
         inputs = self.examples.inputs.index_select(0, index)
         labels = self._local_labels.index_select(0, index)
         if inputs.is_floating_point():
             return inputs.to(dtype), labels
         scale, shift = self._normalisation(dtype)
-        return inputs.to(dtype).mul_(scale).add_(shift), labels
+        return inputs.to(dtype, memory_format=torch.channels_last).mul_(scale).add_(shift), labels
 
     @functools.cached_property
     def _local_labels(self) -> Tensor:

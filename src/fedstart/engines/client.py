@@ -29,6 +29,10 @@ class Replica:
         self._refuse_dropout()
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         state = self.module.state_dict(keep_vars=True)
+        for tensor in state.values():
+            if tensor.dim() == 4:
+                # Convolutions and pooling on a CPU are up to twice as fast with the channels last.
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._tensors = {name: state[name].data for name in model.shapes}
 
     def load(self, weights: Weights) -> None:

@@ -39,6 +39,8 @@ class LocalEngine:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.threads = threads or joblib.cpu_count()
         self._pool = ThreadPoolExecutor(self.threads, "fedstart", initializer=_use_one_torch_thread)
+        # Sums in the caller's thread would split over all cores and wait for those that the clients hold.
+        self._summing = ThreadPoolExecutor(1, "fedstart-sum", initializer=_use_one_torch_thread)
         self._own = threading.local()
 
     def __enter__(self) -> LocalEngine:
@@ -50,6 +52,7 @@ class LocalEngine:
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._summing.shutdown()
 
     def cohort(
         self, model: Model, federation: Federation, plan: Plan, number: int, clients: Sequence[int]
@@ -93,6 +96,10 @@ class LocalEngine:
             held = ((model, dtype), Replica(model, dtype))
             self._own.held = held
         return held[1]
+
+    def add(self, mean: tree.Mean, weights: Weights, weight: float) -> None:
+        """Adds one client's weights to a mean, on one torch thread."""
+        self._summing.submit(mean.add, weights, weight).result()
 
     def stream(self, call: Callable[[int], Any], items: Sequence[int]) -> Iterator[Any]:
         """`call(item)` on the threads, results in the order of the items; the first error ends the rest."""
@@ -144,7 +151,8 @@ class LocalCohort:
         """Streaming mean of `method(client, *broadcast)`, weighted by the size of the part `weight`; None = plain."""
         mean = tree.Mean()
         for client, result in zip(self.clients, self._exchange(method, broadcast), strict=True):
-            mean.add(result, 1 if weight is None else size(self._federation, self._plan, weight, client))
+            share = 1 if weight is None else size(self._federation, self._plan, weight, client)
+            self._engine.add(mean, result, share)
         return mean.value()
 
     def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...]) -> Iterator[Any]:

@@ -20,7 +20,9 @@ def image_shape(shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
 def two_convolutions(
     shape: tuple[int, ...], classes: int, channels: tuple[int, int], kernel: int, hidden: int
 ) -> nn.Module:
-    """Twice (convolution with "same" padding, ReLU, 2x2 max-pooling), then a hidden linear layer with ReLU and `fc`.
+    """Twice (convolution with "same" padding, 2x2 max-pooling, ReLU), then a hidden linear layer with ReLU and `fc`.
+
+    ReLU and max-pooling commute; behind the pooling ReLU has a quarter of the numbers to look at.
 
     `kernel` is odd. Raises ValueError unless `shape` is an image of at least 4x4 pixels.
     """
@@ -28,11 +30,11 @@ def two_convolutions(
     features = channels[1] * (height // 4) * (width // 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(inputs, channels[0], kernel, padding=kernel // 2),
-        relu1=nn.ReLU(),
         pool1=nn.MaxPool2d(2),
+        relu1=nn.ReLU(),
         conv2=nn.Conv2d(channels[0], channels[1], kernel, padding=kernel // 2),
-        relu2=nn.ReLU(),
         pool2=nn.MaxPool2d(2),
+        relu2=nn.ReLU(),
         flatten=nn.Flatten(),
         hidden=nn.Linear(features, hidden),
         relu3=nn.ReLU(),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedstart import __version__, names, tree
 from fedstart.data.federation import Federation
-from fedstart.files import read_json, write_json
+from fedstart.files import read_json, remove_temporary_files, write_json
 from fedstart.models import Model, load_architecture
 from fedstart.starts._files import read_weights, write_weights
 from fedstart.types import Algorithm, Cost, Plan, Weights
@@ -121,6 +121,7 @@ class Start:
         directory = Path(directory)
         content = {**self.card.model_dump(mode="json"), "weights_sha256": tree.fingerprint(self.weights)}
         directory.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(directory)
         write_weights(directory / "weights.safetensors", self.weights)
         write_json(directory / "card.json", content)
 
