@@ -20,7 +20,7 @@ from fedstart.report.words import answer
 
 @dataclass(frozen=True)
 class Request:
-    """A study as the command line asks for it. Without `out` it goes to `runs/STUDY-SCALE`; no `jobs` = one per core."""
+    """A study as the command line asks for it; by default in `runs/STUDY-SCALE`, with one job per core."""
 
     study: str
     overrides: tuple[str, ...]
