@@ -27,6 +27,7 @@ LEVELS = (
     {"engines", "lab"},
     {"training"},
     {"algorithms", "starts", "probes", "scores"},
+    {"checkpoints"},
     {"runs"},
     {"study"},
     {"report"},

@@ -2,7 +2,7 @@
 
 run.json              settings, versions, data fingerprints, status (running, done, failed) and error
 rounds.jsonl          one line per round
-checkpoint.safetensors  the state after a round: `weights/<name>` and `memory.<key>/<name>`
+checkpoint.safetensors  the state after a round (see `checkpoints`)
 clients.parquet       per-client scores of the final weights
 timing.json           seconds per round; nothing that a result depends on
 """
@@ -22,16 +22,13 @@ from typing import Any, NamedTuple, Protocol
 
 import filelock
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from fedstart import __version__
-from fedstart.data.federation import Federation
+from fedstart import __version__, checkpoints
 from fedstart.files import cannot, first_difference, read_json, remove_temporary_files, write_atomically, write_json
 from fedstart.models import Model
 from fedstart.scores import Scores
-from fedstart.training import Engine, train
-from fedstart.types import Algorithm, Cost, Counts, Diverged, Plan, Round, State, Weights
+from fedstart.training import Engine, Who, train
+from fedstart.types import Algorithm, Cost, Counts, Diverged, Plan, Round, Weights
 
 FORMAT = 1
 LOCK_SECONDS = 30.0
@@ -107,6 +104,7 @@ class RunDirectory:
             "clients": list(round.clients),
             "info": {name: _number(value) for name, value in round.info.items()},
             "cost": asdict(round.cost),
+            **({"missing": {str(client): why for client, why in round.missing.items()}} if round.missing else {}),
             **{name: _number(value) for name, value in (extra or {}).items()},
         }
         file = self.path / "rounds.jsonl"
@@ -129,15 +127,8 @@ class RunDirectory:
 
     def checkpoint(self, round: Round) -> None:
         """Saves the state after a round, whose line must be in `rounds.jsonl`, which holds all else about it."""
-        tensors = {f"weights/{name}": tensor for name, tensor in round.state.weights.items()}
-        for key, tree in round.state.memory.items():
-            if "/" in key:
-                raise ValueError(f"a method's memory cannot be called {key!r}: a name has no '/'")
-            # A tensor without a name keeps the place of a memory that holds nothing yet.
-            tensors |= {f"memory.{key}/{name}": tensor for name, tensor in (tree or {"": torch.zeros(0)}).items()}
-        whole = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
         self._cut_rounds(round.number)
-        write_atomically(self.path / "checkpoint.safetensors", save(whole, metadata={"round": str(round.number)}))
+        checkpoints.write(self.path / "checkpoint.safetensors", round)
 
     def load_checkpoint(self) -> Round | None:
         """The round that was saved last, bit for bit, or None; lines behind it are cut from `rounds.jsonl`.
@@ -148,23 +139,12 @@ class RunDirectory:
         if not file.exists():
             self._cut_rounds(0)
             return None
-        weights: Weights = {}
-        memory: dict[str, Weights] = {}
-        try:
-            with safe_open(file, framework="pt") as stored:
-                number = int(stored.metadata()["round"])
-                paths = stored.keys()
-                for path in paths:
-                    place, _, name = path.partition("/")
-                    tree = weights if place == "weights" else memory.setdefault(place.removeprefix("memory."), {})
-                    if name:
-                        tree[name] = stored.get_tensor(path).clone()
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: damaged ({error}); delete the directory to start this run again") from None
+        number, state, memories = checkpoints.read(file)
         line = self._cut_rounds(number)[-1]
         loss = float("nan") if line["loss"] is None else line["loss"]
         info = {name: float("nan") if value is None else value for name, value in line["info"].items()}
-        return Round(number, State(weights, memory), info, Cost(**line["cost"]), tuple(line["clients"]), loss)
+        missing = {int(client): why for client, why in line.get("missing", {}).items()}
+        return Round(number, state, info, Cost(**line["cost"]), tuple(line["clients"]), loss, missing, memories)
 
     def write_clients(self, parts: Mapping[str, Counts]) -> None:
         """Writes per-client scores, one row per part and client: part, client, correct, total, loss (a sum)."""
@@ -219,10 +199,10 @@ def execute(
     directory: RunDirectory,
     algorithm: Algorithm,
     model: Model,
-    federation: Federation,
+    federation: Who,
     plan: Plan,
     weights: Weights,
-    engine: Engine,
+    engine: Engine[Who],
     *,
     evaluate: str | None = None,
     every: float = 30.0,

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from fedstart import keys, tree
-from fedstart.data.federation import Federation
 from fedstart.models import Model
-from fedstart.types import Algorithm, Cohort, Cost, Counts, Diverged, Plan, Round, State, Weights
+from fedstart.types import Algorithm, Cohort, Cost, Counts, Diverged, Memories, Plan, Round, State, Weights
+
+
+class Roster(Protocol):
+    """Who could take part: a federation in this process, or the nodes that a server knows."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def eligible(self) -> np.ndarray:
+        """Identities of the clients that have training examples, ascending."""
+        ...
 
 
 class MeasuredCohort(Cohort, Protocol):
-    """A cohort that also knows what the round cost and its mean training loss (NaN without training)."""
+    """A cohort that also knows what the round cost, its mean training loss (NaN without training), and who failed."""
 
     @property
     def cost(self) -> Cost: ...
@@ -23,18 +34,27 @@ class MeasuredCohort(Cohort, Protocol):
     @property
     def loss(self) -> float: ...
 
+    @property
+    def missing(self) -> Mapping[int, str]: ...
 
-class Engine(Protocol):
+    @property
+    def memories(self) -> Memories: ...
+
+
+Who = TypeVar("Who", bound=Roster, contravariant=True)
+
+
+class Engine(Protocol[Who]):
     """What runs cohorts and evaluations: the local engine, or Flower."""
 
     def cohort(
-        self, model: Model, federation: Federation, plan: Plan, number: int, clients: tuple[int, ...]
+        self, model: Model, federation: Who, plan: Plan, number: int, clients: tuple[int, ...], memories: Memories
     ) -> MeasuredCohort: ...
 
-    def evaluate(self, model: Model, federation: Federation, weights: Weights, part: str = "test") -> Counts: ...
+    def evaluate(self, model: Model, federation: Who, weights: Weights, part: str = "test") -> Counts: ...
 
 
-def draw(federation: Federation, plan: Plan, number: int) -> tuple[int, ...]:
+def draw(federation: Roster, plan: Plan, number: int) -> tuple[int, ...]:
     """The clients of round `number`, ascending: uniform without replacement among those with training examples.
 
     Raises ValueError when the plan asks for more clients than there are.
@@ -53,10 +73,10 @@ def draw(federation: Federation, plan: Plan, number: int) -> tuple[int, ...]:
 def train(
     algorithm: Algorithm,
     model: Model,
-    federation: Federation,
+    federation: Who,
     plan: Plan,
     weights: Weights,
-    engine: Engine,
+    engine: Engine[Who],
     after: Round | None = None,
 ) -> Iterator[Round]:
     """Yields the rounds one by one, `plan.rounds` in all; `weights` itself is never changed.
@@ -64,10 +84,12 @@ def train(
     `after` goes on behind a round of an earlier run with the same arguments, with the same bits as if it had
     not been interrupted. Raises Diverged, naming the round, when a loss or a weight is NaN or infinite.
     """
-    state = State(tree.clone(weights)) if after is None else after.state
+    state, memories = (State(tree.clone(weights)), {}) if after is None else (after.state, after.memories)
     for number in range(1 if after is None else after.number + 1, plan.rounds + 1):
-        cohort = engine.cohort(model, federation, plan, number, draw(federation, plan, number))
+        clients = draw(federation, plan, number)
+        cohort = engine.cohort(model, federation, plan, number, clients, memories)
         state, info = algorithm.step(state, cohort)
+        memories = cohort.memories
         if math.isinf(cohort.loss) or not tree.is_finite(state.weights):
             raise Diverged(f"round {number}: the training loss or a weight is NaN or infinite; a smaller lr may help")
-        yield Round(number, state, info, cohort.cost, tuple(cohort.clients), cohort.loss)
+        yield Round(number, state, info, cohort.cost, clients, cohort.loss, cohort.missing, memories)

@@ -63,6 +63,20 @@ def combine(trees: Iterable[Weights], coefficients: Iterable[float]) -> Weights:
     return total
 
 
+def join(*trees: Weights) -> Weights:
+    """Several trees as one, so that they can travel and be averaged together: name `i/n` is name `n` of tree i."""
+    return {f"{place}/{name}": tensor for place, tree in enumerate(trees) for name, tensor in tree.items()}
+
+
+def split(joined: Weights) -> list[Weights]:
+    """The trees that `join` put together, in order."""
+    trees: dict[int, Weights] = {}
+    for path, tensor in joined.items():
+        place, _, name = path.partition("/")
+        trees.setdefault(int(place), {})[name] = tensor
+    return [trees[place] for place in sorted(trees)]
+
+
 def dot(left: Weights, right: Weights) -> float:
     """Inner product in float64 over the names of `right`."""
     return sum(float((left[n].double() * right[n].double()).sum()) for n in right if right[n].is_floating_point())

@@ -64,6 +64,10 @@ class State:
     memory: Mapping[str, Weights] = field(default_factory=dict)
 
 
+Memories = Mapping[int, Mapping[str, Weights]]
+"""What clients remember, by identity and name: only clients that were seen have an entry."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a round took: client-examples (forward, or forward and backward), exchanges, and bytes on the wire."""
@@ -84,7 +88,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round. `number` starts at 1; `loss` is the cohort's mean training loss (NaN without training)."""
+    """One finished round. `number` starts at 1; `loss` is the cohort's mean training loss (NaN without training).
+
+    `missing` says of each client that was drawn and did not contribute to every exchange why it did not.
+    `memories` is what clients remember where the engine keeps it; empty where the clients' own machines do.
+    """
 
     number: int
     state: State
@@ -92,6 +100,8 @@ class Round:
     cost: Cost
     clients: tuple[int, ...]
     loss: float
+    missing: Mapping[int, str] = field(default_factory=dict)
+    memories: Memories = field(default_factory=dict)
 
 
 class Judgement(NamedTuple):
@@ -130,13 +140,33 @@ class Client(Protocol):
         """Mean loss over the whole part at `weights`, and its gradient."""
         ...
 
+    def total_rate(self, part: str = "train") -> float:
+        """Sum of the learning rates of all local steps on the part: K times eta."""
+        ...
+
+    def recall(self, name: str) -> Weights | None:
+        """What this client remembered under the name in the last earlier round it took part in; None at first."""
+        ...
+
+    def remember(self, name: str, weights: Weights) -> None:
+        """Keeps weights for this client's later rounds. They never leave the client's machine."""
+        ...
+
 
 class Cohort(Protocol):
     """The clients of one round, wherever they run."""
 
     @property
     def clients(self) -> Sequence[int]:
-        """Identities, ascending: the order in which results are listed and summed."""
+        """Identities, ascending: the order in which results are listed and summed.
+
+        A client that fails in an exchange is not among them in the next.
+        """
+        ...
+
+    @property
+    def population(self) -> int:
+        """Number of clients that could have been drawn."""
         ...
 
     def map(self, method: Callable[..., Any], *broadcast: Any) -> list[Any]:

@@ -69,6 +69,11 @@ class Positions:
         """Number of positions of each client, shape (clients,)."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
+    def holders(self) -> np.ndarray:
+        """Clients that hold at least one position, ascending."""
+        return np.flatnonzero(self.sizes)
+
 
 @dataclass(frozen=True, eq=False)
 class Federation:
@@ -88,10 +93,10 @@ class Federation:
         """Number of clients."""
         return len(self.parts["train"])
 
-    @functools.cached_property
+    @property
     def eligible(self) -> np.ndarray:
         """Clients that have training examples, ascending."""
-        return np.flatnonzero(self.parts["train"].sizes)
+        return self.parts["train"].holders
 
     def positions(self, part: str, client: int) -> np.ndarray:
         """Positions of one client's part; raises ValueError for a part or client that is not there."""

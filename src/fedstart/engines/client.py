@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from fedstart import keys
 from fedstart.data.federation import Federation
 from fedstart.models import Model
 from fedstart.types import Judgement, Plan, Weights
+
+SHARES = ("support", "query")
+"""Parts that are shares of `train`, redrawn each round, unless the data has them."""
 
 CHUNK = 256
 """Examples per forward pass where no minibatch is asked for: small enough for a ResNet-18 at 64 pixels."""
@@ -66,6 +69,8 @@ class LocalClient:
     plan: Plan
     number: int
     replica: Replica
+    memory: Mapping[str, Weights] = field(default_factory=dict)
+    remembered: dict[str, Weights] = field(default_factory=dict)
     examples: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -133,6 +138,18 @@ class LocalClient:
         }
         return Judgement(total / len(positions), {name: g.detach() for name, g in gradient.items()})
 
+    def total_rate(self, part: str = "train") -> float:
+        """Sum of the learning rates of all local steps on the part: K times eta."""
+        return self.plan.lr * steps(self.plan, self.size(part))
+
+    def recall(self, name: str) -> Weights | None:
+        """What this client remembered under the name before this round; None if nothing."""
+        return self.memory.get(name)
+
+    def remember(self, name: str, weights: Weights) -> None:
+        """Keeps weights for later rounds; this round still recalls what was there before."""
+        self.remembered[name] = weights
+
     def _forward(self, positions: np.ndarray) -> Tensor:
         inputs, labels = self.federation.batch(positions, self.replica.dtype)
         return cross_entropy(self.replica.module(inputs), labels, reduction="none")
@@ -142,7 +159,7 @@ class LocalClient:
         self.loss_count += examples
 
     def _positions(self, part: str) -> np.ndarray:
-        if part in self.federation.parts or part not in ("support", "query"):
+        if part in self.federation.parts or part not in SHARES:
             positions = self.federation.positions(part, self.identity)
             if len(positions) == 0:
                 raise ValueError(f"{self.federation.name}: client {self.identity} has no examples in {part!r}")
@@ -154,7 +171,7 @@ class LocalClient:
 
     def _minibatches(self, examples: int) -> Iterator[np.ndarray]:
         batch = self.plan.batch_size
-        left = self.plan.local_steps or (self.plan.local_epochs or 0) * math.ceil(examples / batch)
+        left = steps(self.plan, examples)
         draws = keys.generator(self.plan.seed, "minibatches", self.number, self.identity)
         while left > 0:
             order = draws.permutation(examples)
@@ -168,16 +185,24 @@ def size(federation: Federation, plan: Plan, part: str, client: int) -> int:
 
     Raises ValueError when a client has fewer than two examples to divide.
     """
-    if part in federation.parts or part not in ("support", "query"):
+    if part in federation.parts or part not in SHARES:
         return len(federation.positions(part, client))
-    train = len(federation.positions("train", client))
+    return share(plan, part, len(federation.positions("train", client)), f"{federation.name}: client {client}")
+
+
+def share(plan: Plan, part: str, train: int, whose: str) -> int:
+    """How many of `train` examples become `support` or `query`. Raises ValueError for fewer than two examples."""
     if train < 2:
         raise ValueError(
-            f"{federation.name}: client {client} has {train} examples, too few to divide into support and query "
-            "(allowed: at least 2)"
+            f"{whose} has {train} examples, too few to divide into support and query (allowed: at least 2)"
         )
     held = min(max(1, round(plan.query_fraction * train)), train - 1)
     return held if part == "query" else train - held
+
+
+def steps(plan: Plan, examples: int) -> int:
+    """Minibatch steps of one client's local training."""
+    return plan.local_steps or (plan.local_epochs or 0) * math.ceil(examples / plan.batch_size)
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import joblib
@@ -21,8 +22,9 @@ from fedstart import tree
 from fedstart.data.federation import Federation
 from fedstart.engines.client import LocalClient, Replica, size
 from fedstart.models import Model
-from fedstart.types import Cost, Counts, Plan, Weights
+from fedstart.types import Cost, Counts, Memories, Plan, Weights
 
+NOTHING: Memories = MappingProxyType({})
 EVALUATION_CHUNK = 512
 WINDOW = 4
 """Results waiting per thread: bounds memory while a slow client holds up the order."""
@@ -55,10 +57,16 @@ class LocalEngine:
         self._summing.shutdown()
 
     def cohort(
-        self, model: Model, federation: Federation, plan: Plan, number: int, clients: Sequence[int]
+        self,
+        model: Model,
+        federation: Federation,
+        plan: Plan,
+        number: int,
+        clients: Sequence[int],
+        memories: Memories = NOTHING,
     ) -> LocalCohort:
-        """The clients of round `number`, ready for an algorithm's `step`."""
-        return LocalCohort(self, model, federation, plan, number, clients)
+        """The clients of round `number`, ready for an algorithm's `step`; `memories` is what they remember."""
+        return LocalCohort(self, model, federation, plan, number, clients, memories)
 
     def evaluate(self, model: Model, federation: Federation, weights: Weights, part: str = "test") -> Counts:
         """Scores all clients in one pass over the part: correct, total and summed loss per client.
@@ -117,7 +125,10 @@ class LocalEngine:
 
 
 class LocalCohort:
-    """The clients of one round in this process. Implements `fedstart.types.Cohort`; keeps the round's cost and loss."""
+    """The clients of one round in this process. Implements `fedstart.types.Cohort`; keeps the round's cost and loss.
+
+    `loss_sum` and `loss_count` are the sum of the training losses so far and the number of examples in it.
+    """
 
     def __init__(
         self,
@@ -127,21 +138,30 @@ class LocalCohort:
         plan: Plan,
         number: int,
         clients: Sequence[int],
+        memories: Memories = NOTHING,
     ) -> None:
         self.clients = tuple(sorted(clients))
         self.cost = Cost()
+        self.missing: dict[int, str] = {}
+        self.memories: dict[int, Mapping[str, Weights]] = dict(memories)
+        self._before = memories
         self._engine = engine
         self._model = model
         self._federation = federation
         self._plan = plan
         self._number = number
-        self._loss_sum = 0.0
-        self._loss_count = 0
+        self.loss_sum = 0.0
+        self.loss_count = 0
+
+    @property
+    def population(self) -> int:
+        """Number of clients that could have been drawn."""
+        return len(self._federation.eligible)
 
     @property
     def loss(self) -> float:
         """Mean training loss over all local steps so far, each example alike; NaN before any training."""
-        return self._loss_sum / self._loss_count if self._loss_count else float("nan")
+        return self.loss_sum / self.loss_count if self.loss_count else float("nan")
 
     def map(self, method: Callable[..., Any], *broadcast: Any) -> list[Any]:
         """`method(client, *broadcast)` for every client, in the order of `clients`. One exchange."""
@@ -161,14 +181,17 @@ class LocalCohort:
 
         def call(identity: int) -> tuple[Any, LocalClient]:
             replica = self._engine.replica(self._model, dtype)
-            client = LocalClient(identity, self._federation, self._plan, self._number, replica)
+            memory = self._before.get(identity, {})
+            client = LocalClient(identity, self._federation, self._plan, self._number, replica, memory)
             return method(client, *broadcast), client
 
         for result, client in self._engine.stream(call, self.clients):
             up += tree.nbytes(result)
             examples += client.examples
-            self._loss_sum += client.loss_sum
-            self._loss_count += client.loss_count
+            self.loss_sum += client.loss_sum
+            self.loss_count += client.loss_count
+            if client.remembered:
+                self.memories[client.identity] = {**self.memories.get(client.identity, {}), **client.remembered}
             yield result
         self.cost += Cost(examples, 1, down, up)
 
