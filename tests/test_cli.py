@@ -76,7 +76,7 @@ def test_help_is_immediate(words: tuple[str, ...]) -> None:
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("demo", "run", "pretrain", "federate", "report", "list"):
+    for name in ("demo", "run", "pretrain", "federate", "report", "list", "export"):
         text = say(capsys, f"{name} --help")
         assert "--json" in text and "--quiet" in text
 
@@ -91,7 +91,8 @@ def test_list_tells_everything_of_a_kind(kind: str, capsys: pytest.CaptureFixtur
     assert entries
     shown = " ".join(say(capsys, f"list {kind}").split())
     for entry in entries:
-        assert entry.keys() == {"name", "about", "settings"}
+        assert entry.keys() - {"leaves"} == {"name", "about", "settings"}
+        assert ("leaves" in entry) == (kind == "methods")
         assert len(entry["about"]) > 10
         assert f"{entry['name']} {entry['about']}" in shown
         for setting in entry["settings"]:

@@ -90,7 +90,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 COMMANDS = [
     # the words themselves
     ("lst", "No such command 'lst'"),
-    ("list --fast", "No such option: --fast"),
+    ("list --fast", "No such option"),
     ("run", "Missing argument"),
     ("pretrain fedavg --out out", "Missing option '--data'"),
     ("list methodz", "unknown kind 'methodz'; did you mean 'methods'?"),

@@ -30,7 +30,7 @@ LEVELS = (
     {"checkpoints"},
     {"runs"},
     {"study"},
-    {"report"},
+    {"report", "flower"},
     {"cli"},
     {"__main__", "__init__"},
 )

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import filelock
@@ -96,8 +97,16 @@ class RunDirectory:
         versions = {"fedstart": __version__, "torch": torch.__version__, "python": platform.python_version()}
         write_json(file, {"format": FORMAT, **wanted, "versions": versions, "status": "running", "error": None})
 
-    def append_round(self, round: Round, extra: Mapping[str, float | None] | None = None) -> None:
-        """Adds the line of a round; `extra` holds further numbers (accuracy in percent, test loss)."""
+    def append_round(
+        self,
+        round: Round,
+        extra: Mapping[str, float | None] | None = None,
+        unscored: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """Adds the line of a round; `extra` holds further numbers (accuracy in percent, test loss).
+
+        `unscored` says of each client that gave no scores why it did not.
+        """
         line = {
             "round": round.number,
             "loss": _number(round.loss),
@@ -105,6 +114,7 @@ class RunDirectory:
             "info": {name: _number(value) for name, value in round.info.items()},
             "cost": asdict(round.cost),
             **({"missing": {str(client): why for client, why in round.missing.items()}} if round.missing else {}),
+            **({"unscored": {str(client): why for client, why in unscored.items()}} if unscored else {}),
             **{name: _number(value) for name, value in (extra or {}).items()},
         }
         file = self.path / "rounds.jsonl"
@@ -225,7 +235,7 @@ def execute(
     try:
         for last in train(algorithm, model, federation, plan, weights, engine, saved):
             counts = engine.evaluate(model, federation, last.state.weights, evaluate) if evaluate else None
-            directory.append_round(last, _scored(counts))
+            directory.append_round(last, _scored(counts), engine.unscored)
             now = time.monotonic()
             seconds.append(round(now - started, 4))
             started = now

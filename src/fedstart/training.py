@@ -45,7 +45,13 @@ Who = TypeVar("Who", bound=Roster, contravariant=True)
 
 
 class Engine(Protocol[Who]):
-    """What runs cohorts and evaluations: the local engine, or Flower."""
+    """What runs cohorts and evaluations: the local engine, or Flower.
+
+    `unscored` says of each client that should have given scores in the last evaluation and did not, why.
+    """
+
+    @property
+    def unscored(self) -> Mapping[int, str]: ...
 
     def cohort(
         self, model: Model, federation: Who, plan: Plan, number: int, clients: tuple[int, ...], memories: Memories

@@ -91,7 +91,8 @@ class Round:
     """One finished round. `number` starts at 1; `loss` is the cohort's mean training loss (NaN without training).
 
     `missing` says of each client that was drawn and did not contribute to every exchange why it did not.
-    `memories` is what clients remember where the engine keeps it; empty where the clients' own machines do.
+    `memories` is what clients remember where the engine keeps it; where their own machines do, as on Flower, only
+    which round of each counted last.
     """
 
     number: int

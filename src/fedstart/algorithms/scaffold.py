@@ -39,8 +39,7 @@ class Scaffold:
         control = state.memory.get("control") or {
             name: tensor for name, tensor in tree.zeros_like(state.weights).items() if tensor.is_floating_point()
         }
-        drawn = len(cohort.clients)
         moved, change = tree.split(cohort.mean(self.learn, state.weights, control, weight=None))
         weights = tree.add(state.weights, moved, scale=self.server_lr)
-        control = tree.add(control, change, scale=drawn / cohort.population)
+        control = tree.add(control, change, scale=len(cohort.clients) / cohort.population)
         return State(weights, {"control": control}), {"control_norm": tree.norm(control)}

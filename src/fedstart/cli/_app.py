@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Engine(StrEnum):
+    """Where clients run."""
+
+    local = "local"
+    flower = "flower"
+
+
+class Target(StrEnum):
+    """What a study can be exported to."""
+
+    flower = "flower"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON, if asked for).")]
@@ -143,6 +158,14 @@ def federate(
     input: Input = None,
     label: Label = None,
     threads: Threads = None,
+    engine: Annotated[Engine, typer.Option(help="Where clients run: in this process, or on Flower's nodes.")] = (
+        Engine.local
+    ),
+    superlink: Annotated[str | None, typer.Option(help="With --engine flower: HOST:PORT of the SuperLink.")] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="Its certificate authority's file; by default the system's.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain HTTP to the SuperLink: loopback only.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -150,9 +173,41 @@ def federate(
 
     Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model and partition:
     fedstart federate start --data digits --out run plan.rounds=20 plan.lr=0.1 partition.alpha=0.5
+    With --engine flower there is also patience (nodes, join_seconds, reply_seconds, share), and --data own says that
+    each node's configuration names its own data.
     """
     from fedstart.cli import _output, _train
 
     source = _train.Source(data, input, label, classes, partition, clients, test_fraction)
     run = _train.Downstream(start, method, model, source, tuple(settings or ()), out, threads)
-    _train.federate(run, _output.Screen(json, quiet))
+    screen = _output.Screen(json, quiet)
+    if engine is Engine.flower:
+        from fedstart.cli import _flower
+
+        _flower.federate(run, _flower.Link(superlink, root_certificates, insecure), screen)
+    else:
+        if superlink or root_certificates or insecure:
+            raise ValueError("--superlink, --root-certificates and --insecure are for --engine flower")
+        _train.federate(run, screen)
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(help="A preset, a TOML file, or the directory of a study that was run.")],
+    directory: Annotated[Path, typer.Argument(help="Directory to write to.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    to: Annotated[Target, typer.Option(help="What to write for.")] = Target.flower,
+    scale: Annotated[str | None, typer.Option(help="One of the study's scales.")] = None,
+    start: Annotated[str | None, typer.Option(help="Name of a start; by default the first federated one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="One of the study's seeds; by default the first.")] = None,
+    task: Annotated[int | None, typer.Option(help="Export this downstream task instead of the pre-training.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="With --task: name of an algorithm.")] = None,
+    partition: Annotated[str | None, typer.Option(help="With --task: a partition, as dirichlet(0.5).")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one run of a study as a Flower app that `flwr run` takes as it is."""
+    from fedstart.cli import _flower, _output
+
+    request = _flower.Export(study, directory, tuple(settings or ()), scale, start, seed, task, algorithm, partition)
+    _flower.export(request, _output.Screen(json, quiet))

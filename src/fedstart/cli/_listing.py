@@ -19,6 +19,7 @@ KINDS = ("methods", "starts", "models", "data", "partitions", "studies")
 def entries(kind: str) -> list[dict[str, Any]]:
     """The entries of one kind: `{"name", "about", "settings": [{"name", "type", "default", "description"}]}`.
 
+    Methods also have `leaves`, what leaves a client in each exchange: `[{"name", "returns", "about"}]`.
     Raises ValueError for a kind that is not there.
     """
     if kind not in KINDS:
@@ -32,6 +33,13 @@ def entries(kind: str) -> list[dict[str, Any]]:
         from fedstart import study
 
         return [_entry(name, about) for name, about in study.presets().items()]
+    if kind == "methods":
+        from fedstart.engines.exchanges import leaving
+
+        return [
+            {**_described(name, cls), "leaves": [exchange._asdict() for exchange in leaving(cls)]}
+            for name, cls in _table(kind).items()
+        ]
     return [_described(name, cls) for name, cls in _table(kind).items()]
 
 
@@ -76,6 +84,8 @@ def _details(kind: str, items: list[dict[str, Any]]) -> Group:
         for setting in item["settings"]:
             default = f" = {_written(setting['default'])}" if setting["default"] != "(required)" else " (required)"
             lines.append(Text(f"    {setting['name']}: {setting['type']}{default}   {setting['description']}"))
+        for place, exchange in enumerate(item.get("leaves", ()), 1):
+            lines.append(Text(f"    exchange {place}: {exchange['returns']} leave each client ({exchange['name']})"))
     return Group(*lines)
 
 

@@ -20,7 +20,7 @@ from fedstart.scores import WORST, Scores
 from fedstart.starts import Card, Start
 from fedstart.starts.checkpoint import Checkpoint
 from fedstart.training import draw
-from fedstart.types import Diverged, Plan, Weights
+from fedstart.types import Cost, Diverged, Plan, Weights
 
 TABLES = ("plan", "method", "model", "partition")
 CLIENTS = 10
@@ -101,10 +101,10 @@ def pretrain(request: Pretraining, screen: Screen) -> None:
     """Runs a method, or a way to begin, over clients, and leaves a run directory with the Start in `start/`."""
     given = _settings.tables(request.settings, TABLES)
     starts = names.discover("fedstart.starts")
-    algorithm = _method(request.method, {**names.discover("fedstart.algorithms"), **starts}, given["method"])
-    plan = _plan(given["plan"])
+    algorithm = method_of(request.method, {**names.discover("fedstart.algorithms"), **starts}, given["method"])
+    plan = plan_of(given["plan"])
     architecture = load_architecture(request.model, given["model"], "[model]")
-    federation, told = _federation(request.source, given["partition"], plan.seed)
+    federation, told = share_out(request.source, given["partition"], plan.seed)
     model = Model(architecture, federation.examples.shape, len(federation.classes))
     if request.method in starts:
         weights = algorithm.begin(model, plan.seed)
@@ -141,16 +141,16 @@ def pretrain(request: Pretraining, screen: Screen) -> None:
 def federate(request: Downstream, screen: Screen) -> None:
     """Runs a method on one federation from a Start, scores every client, and leaves a run directory."""
     given = _settings.tables(request.settings, TABLES)
-    algorithm = _method(request.method, names.discover("fedstart.algorithms"), given["method"])
-    plan = _plan(given["plan"])
-    place = _place(request.start)
-    architecture, start = _network(request, place, given["model"])
-    federation, told = _federation(request.source, given["partition"], plan.seed)
+    algorithm = method_of(request.method, names.discover("fedstart.algorithms"), given["method"])
+    plan = plan_of(given["plan"])
+    place = place_of(request.start)
+    architecture, start = network(request, place, given["model"])
+    federation, told = share_out(request.source, given["partition"], plan.seed)
     if start is None:
         model = Model(architecture, federation.examples.shape, len(federation.classes))
         weights = Checkpoint(str(place)).begin(model, plan.seed)
     else:
-        model, weights = _transferred(start, federation, plan.seed)
+        model, weights = transferred(start, federation, plan.seed)
     job = Job("downstream", request.method, algorithm, model, federation, plan, weights, told)
     directory = RunDirectory(request.out)
     with directory.locked():
@@ -158,17 +158,18 @@ def federate(request: Downstream, screen: Screen) -> None:
         directory.finish()
         page = build(request.out)
     assert outcome.counts is not None
-    _tell(request.out, page, Scores(outcome.counts), outcome, screen)
+    tell(request.out, page, Scores(outcome.counts), outcome.cost, screen)
 
 
-def _tell(out: Path, page: Path, scores: Scores, outcome: Outcome, screen: Screen) -> None:
+def tell(out: Path, page: Path, scores: Scores, cost: Cost, screen: Screen) -> None:
+    """Says how the clients of a finished downstream run are served."""
     worst = {f"worst{percent}": scores.worst(percent) for percent in WORST}
     found = {"mean": scores.mean, "variance": scores.variance, **worst, "sample_mean": scores.sample_mean}
     clients = [
         {"client": int(client), "accuracy": accuracy}
         for client, accuracy in zip(scores.clients, scores.accuracy.tolist(), strict=True)
     ]
-    screen.answer({"directory": out, "report": page, "scores": found, "clients": clients, "cost": asdict(outcome.cost)})
+    screen.answer({"directory": out, "report": page, "scores": found, "clients": clients, "cost": asdict(cost)})
     heads = ("clients", "mean\n%", "variance\n%²", *(f"worst\n{percent} %" for percent in WORST), "all examples\n%")
     row = (len(clients), *found.values())
     screen.show(table("Accuracy of the clients", heads, [row], numbers=len(heads)), "", f"Report: {page}")
@@ -195,17 +196,18 @@ def _run(job: Job, directory: RunDirectory, threads: int | None, screen: Screen)
             raise ValueError(f"{error}; {directory.path} keeps the last good round") from None
 
 
-def _method(name: str, choices: Mapping[str, type], settings: Mapping[str, Any]) -> Any:
+def method_of(name: str, choices: Mapping[str, type], settings: Mapping[str, Any]) -> Any:
+    """The method of that name among the choices, built from its settings."""
     return _settings.build("method", names.find("method", name, choices), settings)
 
 
-def _plan(settings: Mapping[str, Any]) -> Plan:
+def plan_of(settings: Mapping[str, Any]) -> Plan:
     """The plan; one local epoch where no local work is given."""
     work = {} if settings.keys() & {"local_steps", "local_epochs"} else {"local_epochs": 1}
     return _settings.build("plan", Plan, {**work, **settings})
 
 
-def _federation(source: Source, settings: Mapping[str, Any], seed: int) -> tuple[Federation, dict[str, Any]]:
+def share_out(source: Source, settings: Mapping[str, Any], seed: int) -> tuple[Federation, dict[str, Any]]:
     """The federation, and what run.json tells about how it was made."""
     partition = _settings.build("partition", names.find("partition", source.partition, partitions.TABLE), settings)
     column = getattr(partition, "column", None)
@@ -223,13 +225,13 @@ def _federation(source: Source, settings: Mapping[str, Any], seed: int) -> tuple
     return federation, {**told, "partition": {"name": source.partition, **asdict(partition)}}
 
 
-def _place(path: Path) -> Path:
+def place_of(path: Path) -> Path:
     """The Start in the directory that `fedstart pretrain` wrote, or the path itself."""
     path = path.expanduser()
     return path / "start" if (path / "start").is_dir() else path
 
 
-def _network(request: Downstream, place: Path, settings: Mapping[str, Any]) -> tuple[Architecture, Start | None]:
+def network(request: Downstream, place: Path, settings: Mapping[str, Any]) -> tuple[Architecture, Start | None]:
     """The architecture, and the Start if the weights have a card; weights without one need `--model`."""
     carded = place.is_dir() or (place.parent / "card.json").is_file() or not place.exists()
     if carded:
@@ -242,7 +244,7 @@ def _network(request: Downstream, place: Path, settings: Mapping[str, Any]) -> t
     return load_architecture(request.model, settings, "[model]"), None
 
 
-def _transferred(start: Start, federation: Federation, seed: int) -> tuple[Model, Weights]:
+def transferred(start: Start, federation: Federation, seed: int) -> tuple[Model, Weights]:
     """The Start's model and weights; a fresh head where the number of classes differs."""
     model, shape = start.model(), federation.examples.shape
     if shape != model.shape:

@@ -1,1 +1,1 @@
-"""Where clients run: `local` in this process."""
+"""Where clients run: `local` in this process, `flower` on the nodes of a Flower grid."""

@@ -9,126 +9,89 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedstart import tree
-from fedstart.engines import wire
-from fedstart.engines.client import SHARES, share
+from fedstart import keys, tree
+from fedstart.engines import replies, wire
+from fedstart.engines.client import SHARES, share, steps
+from fedstart.engines.exchanges import exchanges
+from fedstart.engines.members import USUAL, Member, Nodes, Patience
+from fedstart.engines.privacy import Privacy, PrivateMean, refuse_unless_means
+from fedstart.engines.rehearsal import rehearse
 from fedstart.models import Model
 from fedstart.types import Algorithm, Cost, Counts, Memories, Plan, Weights
 
-POLL_SECONDS = 0.1
+__all__ = ["FlowerCohort", "FlowerEngine", "Member", "Nodes", "Patience"]
 
+MOST_WORK = 100
+"""Passes over its examples, or trainings, that a node can claim for one exchange."""
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a server waits, and how many it needs.
-
-    `nodes`: nodes to wait for before a round, at most `join_seconds`. `reply_seconds`: time for all replies of one
-    exchange. `share`: the part of the cohort, 0 to 1, that must answer every exchange (at least one client).
-    """
-
-    nodes: int = 1
-    join_seconds: float = 300.0
-    reply_seconds: float = 3600.0
-    share: float = 0.5
-
-
-@dataclass(frozen=True)
-class Member:
-    """A node as the server knows it: where it is, and how many examples each of its parts has."""
-
-    node: int
-    sizes: dict[str, int]
-
-
-@dataclass
-class Nodes:
-    """Who is there: the nodes of a grid by the identity that their own configuration gives them.
-
-    Implements `fedstart.training.Roster`; asking for `eligible` looks for nodes that came or went.
-    """
-
-    name: str
-    grid: Grid
-    patience: Patience = Patience()
-    members: dict[int, Member] = field(default_factory=dict)
-    refused: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def eligible(self) -> np.ndarray:
-        """Identities of the nodes that are there and have training examples, ascending.
-
-        Waits for `patience.nodes` of them. Raises ValueError when they do not come in `patience.join_seconds`.
-        """
-        deadline = time.monotonic() + self.patience.join_seconds
-        while True:
-            self._look()
-            found = sorted(identity for identity, member in self.members.items() if member.sizes.get("train", 0) > 0)
-            if len(found) >= self.patience.nodes:
-                return np.array(found, dtype=np.int64)
-            if time.monotonic() > deadline:
-                refused = "".join(f"; node {node}: {why}" for node, why in self.refused.items())
-                raise ValueError(
-                    f"{self.name}: {len(found)} of {self.patience.nodes} nodes came in "
-                    f"{self.patience.join_seconds:g} seconds{refused}"
-                )
-            time.sleep(POLL_SECONDS)
-
-    def _look(self) -> None:
-        there = set(self.grid.get_node_ids())
-        self.members = {identity: member for identity, member in self.members.items() if member.node in there}
-        known = {member.node for member in self.members.values()} | set(self.refused)
-        fresh = sorted(there - known)
-        asked = [Message(RecordDict(), node, "query.hello") for node in fresh]
-        for node, reply in zip(fresh, answers(self.grid, asked, self.patience.reply_seconds), strict=True):
-            try:
-                identity, sizes = _introduction(reply)
-                if identity in self.members:
-                    raise ValueError(f"client {identity} is there already, from node {self.members[identity].node}")
-                self.members[identity] = Member(node, sizes)
-            except ValueError as error:
-                self.refused[node] = str(error)
+COUNTED = "counted"
+"""Under this name the server keeps of each client, not what it remembers, but which of its rounds counted last."""
 
 
 class FlowerEngine:
-    """Runs cohorts on the nodes of a Flower grid. Implements `fedstart.training.Engine`."""
+    """Runs cohorts on the nodes of a Flower grid. Implements `fedstart.training.Engine`.
 
-    def __init__(self, grid: Grid, patience: Patience = Patience()) -> None:
+    `privacy` wraps every mean in one of Flower's strategies for differential privacy (see `engines.privacy`);
+    algorithms with another kind of exchange are then refused. `unscored` says of each client that gave no scores in
+    the last evaluation why it did not.
+    """
+
+    def __init__(self, grid: Grid, patience: Patience = USUAL, privacy: Privacy | None = None) -> None:
         self.grid = grid
         self.patience = patience
+        self.unscored: Mapping[int, str] = {}
+        self._private = PrivateMean(privacy) if privacy else None
 
     def cohort(
         self, model: Model, federation: Nodes, plan: Plan, number: int, clients: Sequence[int], memories: Memories
     ) -> FlowerCohort:
-        """The clients of round `number`; what clients remember stays at their nodes, so `memories` is not used."""
-        return FlowerCohort(self.grid, self.patience, model, federation, plan, number, clients)
+        """The clients of round `number`. What they remember stays at their nodes; `memories` says since which round."""
+        return FlowerCohort(self.grid, self.patience, model, federation, plan, number, clients, memories, self._private)
 
     def evaluate(self, model: Model, federation: Nodes, weights: Weights, part: str = "test") -> Counts:
-        """Scores all nodes on their own part; a node that does not answer as it should counts no examples."""
-        identities = federation.eligible.tolist()
+        """Scores all nodes on their own part; a node that does not answer as it should counts no examples.
+
+        Raises ValueError when no node gives scores.
+        """
+        members = federation.members or {i: federation.members[i] for i in federation.eligible.tolist()}
+        identities = [identity for identity in sorted(members) if members[identity].sizes.get(part, 0)]
         content = wire.write((weights, part))
-        content["task"] = ConfigRecord({"model": _model(model)})
-        asked = [Message(content, federation.members[i].node, "evaluate.scores") for i in identities]
-        rows = np.zeros((max(identities) + 1, 3))
-        for identity, reply in zip(identities, answers(self.grid, asked, self.patience.reply_seconds), strict=True):
+        content.config_records["form"]["model"] = _model(model)
+        asked = [Message(content, members[i].node, "evaluate.scores") for i in identities]
+        rows, unscored = np.zeros((max(members, default=-1) + 1, 3)), {}
+        for identity, reply in zip(
+            identities, replies.answers(self.grid, asked, self.patience.reply_seconds), strict=True
+        ):
             try:
-                rows[identity] = _scores(reply, federation.members[identity].sizes.get(part, 0))
-            except ValueError:
-                rows[identity] = 0
+                rows[identity] = replies.scores(reply, members[identity].sizes[part])
+            except ValueError as error:
+                unscored[identity] = wire.one_line(f"scores: {error}")
+        self.unscored = unscored
+        if len(unscored) == len(identities):
+            raise ValueError(f"{federation.name}: no node gave scores on {part!r}{_reasons(unscored)}")
         return Counts(rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2])
 
 
+class _Answer(NamedTuple):
+    """A client's checked answer, its weight in a mean, and the message and reply that it came from."""
+
+    value: Any
+    weight: float
+    asked: Message
+    reply: RecordDict
+
+
 class FlowerCohort:
-    """The clients of one round on their nodes; `missing` says who failed and why. Implements `fedstart.types.Cohort`."""
+    """The clients of one round on their nodes; `missing` says who failed. Implements `fedstart.types.Cohort`."""
 
     def __init__(
         self,
@@ -139,13 +102,17 @@ class FlowerCohort:
         plan: Plan,
         number: int,
         clients: Sequence[int],
+        memories: Memories,
+        private: PrivateMean | None = None,
     ) -> None:
         self.clients: list[int] = sorted(clients)
         self.cost = Cost()
         self.missing: dict[int, str] = {}
-        self.memories: Memories = {}
-        self.population = len(nodes.members)
+        self.population = len(nodes.trained)
         self._grid, self._patience, self._model, self._plan, self._number = grid, patience, model, plan, number
+        self._private, self._before = private, memories
+        self._run = next((int(held[COUNTED]["run"]) for held in memories.values()), 0)
+        self._remembered = False
         self._members = dict(nodes.members)
         self._needed = max(1, math.ceil(patience.share * len(self.clients)))
         self._loss_sum, self._loss_count = 0.0, 0
@@ -155,48 +122,87 @@ class FlowerCohort:
         """Mean training loss over all local steps so far, each example alike; NaN before any training."""
         return self._loss_sum / self._loss_count if self._loss_count else float("nan")
 
+    @property
+    def memories(self) -> Memories:
+        """Which round of each client counted last, for methods whose clients remember something."""
+        if not self._remembered:
+            return self._before
+        counted = {COUNTED: {"round": torch.tensor(self._number), "run": torch.tensor(self._run)}}
+        return {**self._before, **dict.fromkeys(self.clients, counted)}
+
     def map(self, method: Callable[..., Any], *broadcast: Any) -> list[Any]:
         """`method(client, *broadcast)` for every client that answers, in the order of `clients`. One exchange."""
-        return [result for _, result in self._exchange(method, broadcast)]
+        if self._private:
+            raise ValueError(f"{method.__qualname__}: differential privacy needs a mean, not each client's own answer")
+        return [answer.value for answer in self._exchange(method, broadcast, None)]
 
     def mean(self, method: Callable[..., Weights], *broadcast: Any, weight: str | None = "train") -> Weights:
         """Streaming mean over the clients that answer, weighted by the size of the part `weight`; None = plain."""
+        answers = self._exchange(method, broadcast, weight)
+        if self._private:
+            private = self._private
+            return private.mean(self._number, [private.reply(a.asked, a.value, a.reply) for a in answers])
         mean = tree.Mean()
-        for client, result in self._exchange(method, broadcast):
-            mean.add(result, 1 if weight is None else self._size(client, weight))
+        for answer in answers:
+            mean.add(answer.value, answer.weight)
         return mean.value()
 
-    def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
-        kind, shapes = wire.expected(method), self._shapes(broadcast)
-        content = wire.write(broadcast)
-        content["task"] = ConfigRecord(self._task(method))
-        kind_of_message = f"train.{method.__name__}"
-        asked = [
-            Message(content, self._members[client].node, kind_of_message, group_id=str(self._number))
-            for client in self.clients
-        ]
-        trainable = frozenset(self._model.parameters)
+    def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...], part: str | None) -> Iterator[_Answer]:
+        wire.expected(method)
+        rehearsed = rehearse(method, self._model, broadcast)
+        like = wire.pattern(rehearsed.value)
+        self._remembered |= rehearsed.remembers
+        asked = self._messages(method, broadcast, rehearsed.value)
+        del rehearsed
         down, up, examples = len(asked) * tree.nbytes(broadcast), 0, 0
-        for client, reply in zip(
-            tuple(self.clients), answers(self._grid, asked, self._patience.reply_seconds), strict=True
+        for client, message, reply in zip(
+            tuple(self.clients), asked, replies.answers(self._grid, asked, self._patience.reply_seconds), strict=True
         ):
             try:
-                result = wire.read(_content(reply))
-                wire.check(result, kind, shapes, trainable)
-                count, loss_sum, loss_count = _report(reply)
+                content = replies.content(reply)
+                report = replies.report(content, client, self._most_work(client))
+                result = wire.check(wire.read(content), like)
+                if self._private:
+                    self._private.check(result)
+                weight = self._weight(client, part)
             except ValueError as error:
-                self.missing[client] = f"{method.__name__}: {error}"
+                self.missing[client] = wire.one_line(f"{method.__name__}: {error}")
                 continue
-            up, examples = up + tree.nbytes(result), examples + count
-            self._loss_sum, self._loss_count = self._loss_sum + loss_sum, self._loss_count + loss_count
-            yield client, result
+            up, examples = up + tree.nbytes(result), examples + report.examples
+            self._loss_sum, self._loss_count = self._loss_sum + report.loss_sum, self._loss_count + report.loss_count
+            del reply
+            yield _Answer(result, weight, message, content)
         self.clients = [client for client in self.clients if client not in self.missing]
         self.cost += Cost(examples, 1, down, up)
         if len(self.clients) < self._needed:
-            why = "; ".join(f"client {client}: {reason}" for client, reason in self.missing.items())
             raise ValueError(
-                f"round {self._number}: {len(self.clients)} clients answered, {self._needed} are needed ({why})"
+                f"round {self._number}: {len(self.clients)} clients answered, {self._needed} are needed"
+                f"{_reasons(self.missing)}"
             )
+
+    def _messages(self, method: Callable[..., Any], broadcast: tuple[Any, ...], reference: Any) -> list[Message]:
+        task = self._task(method)
+        nodes = [self._members[client].node for client in self.clients]
+        if self._private:
+            algorithm = getattr(method, "__self__", None)
+            refuse_unless_means(algorithm, exchanges(type(algorithm)), "differential privacy")
+            task.update(self._private.announce(self._number, reference, nodes))
+        if self._remembered and not self._run:
+            # A name for the training that is the same when it is repeated, and another for other weights or settings.
+            held = {name: value for name, value in task.items() if name != "round"}
+            self._run = keys.number(0, f"{json.dumps(held)}/{tree.fingerprint(wire.first_tree(broadcast))}")
+        task["run"] = str(self._run)
+        content = wire.write(broadcast)
+        arrays, form = content.array_records["arrays"], content.config_records["form"]
+        counted = [self._counted(client) for client in self.clients]
+        contents = {number: _content(arrays, {**form, **task, "counted": number}) for number in set(counted)}
+        kind, group = f"train.{method.__name__}", str(self._number)
+        return [
+            Message(contents[number], node, kind, group_id=group) for number, node in zip(counted, nodes, strict=True)
+        ]
+
+    def _counted(self, client: int) -> int:
+        return int(self._before[client][COUNTED]["round"]) if client in self._before else 0
 
     def _task(self, method: Callable[..., Any]) -> dict[str, Any]:
         algorithm: Algorithm = method.__self__  # pyright: ignore[reportFunctionMemberAccess]
@@ -208,84 +214,32 @@ class FlowerCohort:
             "round": self._number,
         }
 
-    def _size(self, client: int, part: str) -> int:
+    def _weight(self, client: int, part: str | None) -> float:
+        """A client's weight in a mean: the size of its part. Raises ValueError when it is 0."""
         sizes = self._members[client].sizes
-        if part in sizes or part not in SHARES:
-            return sizes.get(part, 0)
-        return share(self._plan, part, sizes["train"], f"client {client}")
+        if part is None:
+            return 1
+        shared = part in SHARES and part not in sizes
+        size = share(self._plan, part, sizes.get("train", 0), "it") if shared else sizes.get(part, 0)
+        if size == 0:
+            raise ValueError(f"it has no examples in {part!r}")
+        return size
 
-    def _shapes(self, broadcast: tuple[Any, ...]) -> wire.Shapes:
-        weights = next((v for v in broadcast if isinstance(v, dict) and v.keys() == self._model.shapes.keys()), None)
-        if weights is None:
-            raise ValueError("the first thing that a client method is sent must be the model's weights")
-        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
-
-
-def answers(grid: Grid, messages: Sequence[Message], seconds: float) -> Iterator[Message | str]:
-    """The reply to each message, in the order of the messages, or why there is none.
-
-    A reply waits at the SuperLink until its turn. `seconds` is the time for all of them together.
-    """
-    identifiers = list(grid.push_messages(messages))
-    deadline = time.monotonic() + seconds
-    for identifier in identifiers:
-        found: Message | str | None = None if identifier else "the message could not be sent: the node has gone"
-        while found is None:
-            found = next(iter(grid.pull_messages([identifier])), None)
-            if found is None and time.monotonic() > deadline:
-                found = f"no answer in {seconds:g} seconds"
-            elif found is None:
-                time.sleep(POLL_SECONDS)
-        yield found
+    def _most_work(self, client: int) -> int:
+        examples = sum(self._members[client].sizes.values())
+        return MOST_WORK * max(examples, steps(self._plan, examples) * self._plan.batch_size)
 
 
-def _content(reply: Message | str) -> RecordDict:
-    if isinstance(reply, str):
-        raise ValueError(reply)
-    if reply.has_error():
-        reason = (reply.error.reason or "").strip().splitlines() or [f"code {reply.error.code}"]
-        raise ValueError(f"the node answered with an error: {reason[-1]}")
-    return reply.content
+def _content(arrays: ArrayRecord, form: dict[str, Any]) -> RecordDict:
+    # One array record and one config record, as Flower's client mods want it.
+    return RecordDict({"arrays": arrays, "form": ConfigRecord(form)})
 
 
-def _report(reply: Message | str) -> tuple[int, float, int]:
-    """Examples processed, sum of the training losses, and how many they are."""
-    metrics = _content(reply).metric_records.get("report", {})
-    examples, loss_sum, count = (metrics.get(key, -1) for key in ("examples", "loss-sum", "loss-count"))
-    if not isinstance(examples, int) or not isinstance(count, int) or min(examples, count) < 0:
-        raise ValueError("no count of the examples")
-    if not isinstance(loss_sum, int | float) or not math.isfinite(loss_sum):
-        raise ValueError(f"the training loss is {loss_sum!r}")
-    return examples, float(loss_sum), count
-
-
-def _introduction(reply: Message | str) -> tuple[int, dict[str, int]]:
-    try:
-        record = _content(reply).config_records["hello"]
-        sizes = json.loads(str(record["sizes"]))
-        identity = record["client"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the introduction lacks {error}") from None
-    if not isinstance(identity, int) or identity < 0:
-        raise ValueError(f"client {identity!r} is not an identity (allowed: whole numbers from 0)")
-    if not isinstance(sizes, dict) or not all(isinstance(n, int) and n >= 0 for n in sizes.values()):
-        raise ValueError(f"client {identity}: sizes {sizes!r} are not counts")
-    return identity, sizes
-
-
-def _scores(reply: Message | str, size: int) -> tuple[float, float, float]:
-    metrics = _content(reply).metric_records.get("scores", {})
-    correct, total, loss = (metrics.get(key) for key in ("correct", "total", "loss"))
-    if not isinstance(correct, int) or total != size or not 0 <= correct <= size:
-        raise ValueError(f"{correct!r} of {total!r} correct is impossible for {size} examples")
-    if not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise ValueError(f"the test loss is {loss!r}")
-    return correct, size, float(loss)
+def _reasons(missing: Mapping[int, str]) -> str:
+    why = "; ".join(f"client {client}: {reason}" for client, reason in sorted(missing.items()))
+    return f" ({wire.one_line(why)})" if why else ""
 
 
 def _model(model: Model) -> str:
     described = model.describe()
     return json.dumps({key: described[key] for key in ("name", "settings", "shape", "classes")})
-
-
-assert torch  # the records of flwr convert tensors only once torch is there

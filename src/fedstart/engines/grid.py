@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.message import make_message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -21,10 +22,11 @@ SERVER = 1
 
 
 class InProcessGrid(Grid):
-    """Runs `app(message, context)` for each message; a reply of None is a node that never answers.
+    """Runs `app(message, context)` for each message, when its reply is asked for: so one reply is held at a time.
 
     `nodes` gives every node's configuration by its id, for instance `{5: {"partition-id": 0}}`. Nodes may be added
-    to it and taken from it at any time.
+    to it and taken from it at any time; one that is taken away keeps its messages and never answers. Nor does one
+    whose app returns None.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class InProcessGrid(Grid):
         self._run_config = dict(run_config or {})
         self._run = Run.create_empty(run_id=1)
         self._contexts: dict[int, Context] = {}
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER, 1
 
     def set_run(self, run: Run) -> None:
@@ -61,33 +63,40 @@ class InProcessGrid(Grid):
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delivers messages, one after the other; the identifier is empty for a node that is not there."""
-        return [self._deliver(message) for message in messages]
+        """Takes messages; the identifier is empty for a node that is not there."""
+        held = list(messages)
+        # Most messages of an exchange share one content: one copy for all of them, and another for each node.
+        copies = {id(content): copy.deepcopy(content) for content in {id(m.content): m.content for m in held}.values()}
+        return [self._take(message, copies[id(message.content)]) for message in held]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there."""
-        return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
+        """The replies to those of the messages that are answered; the nodes do their work now, one by one."""
+        replies = (self._answer(self._waiting.pop(i)) for i in list(message_ids) if i in self._waiting)
+        return [reply for reply in replies if reply is not None]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Delivers messages and gives the replies; never waits, as every node has answered by then or never will."""
+        """Delivers messages and gives the replies; never waits, as every node answers at once or never."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _deliver(self, message: Message) -> str:
-        node = message.metadata.dst_node_id
-        if node not in self.nodes:
+    def _take(self, message: Message, content: RecordDict) -> str:
+        if message.metadata.dst_node_id not in self.nodes:
             return ""
         identifier = uuid.uuid4().hex
         metadata = copy.copy(message.metadata)
         metadata.__dict__["_message_id"] = identifier
-        delivered = Message(copy.deepcopy(message.content), metadata=metadata)
+        self._waiting[identifier] = make_message(metadata=metadata, content=content)
+        return identifier
+
+    def _answer(self, message: Message) -> Message | None:
+        node = message.metadata.dst_node_id
+        if node not in self.nodes:
+            return None
+        delivered = make_message(metadata=message.metadata, content=copy.deepcopy(message.content))
         try:
-            reply = self._app(delivered, self._context(node))
+            return copy.deepcopy(self._app(delivered, self._context(node)))
         except Exception as error:
             # What a SuperNode does with whatever a ClientApp raises.
-            reply = Message(Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=delivered)
-        if reply is not None:
-            self._replies[identifier] = copy.deepcopy(reply)
-        return identifier
+            return Message(Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=delivered)
 
     def _context(self, node: int) -> Context:
         if node not in self._contexts:

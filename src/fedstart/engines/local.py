@@ -40,6 +40,7 @@ class LocalEngine:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.threads = threads or joblib.cpu_count()
+        self.unscored: Mapping[int, str] = {}
         self._pool = ThreadPoolExecutor(self.threads, "fedstart", initializer=_use_one_torch_thread)
         # Sums in the caller's thread would split over all cores and wait for those that the clients hold.
         self._summing = ThreadPoolExecutor(1, "fedstart-sum", initializer=_use_one_torch_thread)

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from fedstart import names
 from fedstart.data.federation import Federation
-from fedstart.engines import wire
+from fedstart.engines import memory, wire
+from fedstart.engines.exchanges import exchanges
 from fedstart.engines.local import LocalEngine
+from fedstart.engines.privacy import refuse_unless_means
 from fedstart.models import Model, load_architecture
-from fedstart.types import Plan, Weights
+from fedstart.types import Plan
+
+MEMORY = "memory"
+"""A node's configuration may name a folder here: what its client remembers then outlives the Flower run."""
 
 
 class Site(NamedTuple):
@@ -30,10 +37,12 @@ class Site(NamedTuple):
     federation: Federation
 
 
-def serve(app: ClientApp, site: Callable[[Context], Site]) -> None:
+def serve(app: ClientApp, site: Callable[[Context], Site], mods: Sequence[Mod] = ()) -> None:
     """Registers on `app` every exchange that fedstart's algorithms know: `train.<method>`, hello and scores.
 
     `site` gives the node's data from its configuration; it is asked at every message, so it should remember.
+    `mods` are Flower's client mods for privacy (`flwr.clientapp.mod`): each answer passes through them, and the node
+    refuses algorithms with an exchange that they do not protect. Mods of the app itself would meet every message.
     """
 
     def introduce(message: Message, context: Context) -> Message:
@@ -45,50 +54,67 @@ def serve(app: ClientApp, site: Callable[[Context], Site]) -> None:
     def score(message: Message, context: Context) -> Message:
         return _score(message, site(context))
 
+    def guard(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+        _refuse_unprotected(message)
+        return call_next(message, context)
+
     app.query("hello")(introduce)
     app.evaluate("scores")(score)
     for name in sorted({name for cls in names.discover("fedstart.algorithms").values() for name in exchanges(cls)}):
-        app.train(name)(call)
-
-
-def exchanges(algorithm: type) -> list[str]:
-    """The methods of an algorithm that run on clients, in the order they are written."""
-    codes = {name: getattr(value, "__code__", None) for name, value in vars(algorithm).items()}
-    return [name for name, code in codes.items() if code is not None and code.co_varnames[1:2] == ("client",)]
+        app.train(name, mods=[guard, *mods] if mods else [])(call)
 
 
 def _introduce(message: Message, site: Site) -> Message:
     sizes = {part: len(positions[site.identity]) for part, positions in site.federation.parts.items()}
-    hello = ConfigRecord({"client": site.identity, "sizes": json.dumps(sizes)})
-    return Message(RecordDict({"hello": hello}), reply_to=message)
+    hello = {"client": site.identity, "sizes": json.dumps(sizes), "fingerprint": site.federation.fingerprint}
+    return Message(RecordDict({"hello": ConfigRecord(hello)}), reply_to=message)
 
 
 def _call(message: Message, context: Context, site: Site) -> Message:
-    task = message.content.config_records["task"]
+    task = message.content.config_records["form"]
     method = _method(str(task["algorithm"]), str(task["settings"]), message.metadata.message_type)
-    model, plan, number = _model(str(task["model"])), Plan(**json.loads(str(task["plan"]))), int(str(task["round"]))
+    model, plan = _model(str(task["model"])), Plan(**json.loads(str(task["plan"])))
+    number, counted = int(str(task["round"])), int(str(task["counted"]))
     broadcast = wire.read(message.content)
-    memory = _remembered(context.state, number)
+    versions = _versions(context, site, str(task["run"]))
+    held = memory.recall(versions, counted, site.identity)
     with LocalEngine(1) as engine:
-        cohort = engine.cohort(model, site.federation, plan, number, (site.identity,), {site.identity: memory})
+        cohort = engine.cohort(model, site.federation, plan, number, (site.identity,), {site.identity: held})
         (result,) = cohort.map(method, *broadcast)
-    if cohort.memories[site.identity] is not memory:
-        _keep(context.state, number, cohort.memories[site.identity])
+    after = cohort.memories[site.identity]
+    if after is not held:
+        news = {name: weights for name, weights in after.items() if held.get(name) is not weights}
+        versions.save(number, counted, {**held, **(versions.load(number) or {}), **news})
     content = wire.write(result)
     content["report"] = MetricRecord(
-        {"examples": cohort.cost.examples, "loss-sum": cohort.loss_sum, "loss-count": cohort.loss_count}
+        {
+            "client": site.identity,
+            "examples": cohort.cost.examples,
+            "loss-sum": cohort.loss_sum,
+            "loss-count": cohort.loss_count,
+        }
     )
     return Message(content, reply_to=message)
 
 
 def _score(message: Message, site: Site) -> Message:
     weights, part = wire.read(message.content)
-    model = _model(str(message.content.config_records["task"]["model"]))
+    model = _model(str(message.content.config_records["form"]["model"]))
     with LocalEngine(1) as engine:
         counts = engine.evaluate(model, site.federation, weights, part)
     correct, total, loss = (values[site.identity].item() for values in counts)
     scores = MetricRecord({"correct": correct, "total": total, "loss": loss})
     return Message(RecordDict({"scores": scores}), reply_to=message)
+
+
+def _refuse_unprotected(message: Message) -> None:
+    task = message.content.config_records["form"]
+    method = _method(str(task["algorithm"]), str(task["settings"]), message.metadata.message_type)
+    algorithm = getattr(method, "__self__", None)
+    refuse_unless_means(algorithm, exchanges(type(algorithm)), "the privacy mod of this node")
+    for name, array in message.content.array_records["arrays"].items():
+        if array.dtype not in ("float32", "float64") and array.shape:
+            raise ValueError(f"Flower's privacy mods cannot clip {name.partition('/')[2]!r} of {array.dtype}")
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,37 +132,13 @@ def _method(algorithm: str, settings: str, message_type: str) -> Callable[..., A
     return getattr(names.build(cls, json.loads(settings), algorithm), action)
 
 
-def _remembered(state: RecordDict, number: int) -> dict[str, Weights]:
-    """What this client remembered before round `number`: a round that is asked for again recalls the same."""
-    return _load(state, "memory" if _written(state) < number else "before")
+def _versions(context: Context, site: Site, run: str) -> memory.Versions:
+    folder: Mapping[str, Any] = context.node_config
+    if MEMORY not in folder:
+        return memory.InContext(context.state)
+    if run and not run.isalnum():
+        raise ValueError(f"{run!r} is no name for a training")
+    return memory.InFolder(Path(str(folder[MEMORY])) / f"client-{site.identity}-{run or 'none'}")
 
 
-def _keep(state: RecordDict, number: int, memory: Mapping[str, Weights]) -> None:
-    """Keeps what the client remembers, and beside it what it remembered before this round."""
-    if _written(state) < number:
-        _store(state, "before", _load(state, "memory"))
-    _store(state, "memory", {**_load(state, "memory"), **memory})
-    state["memory-round"] = ConfigRecord({"number": number})
-
-
-def _written(state: RecordDict) -> int:
-    return int(str(state.config_records["memory-round"]["number"])) if "memory-round" in state else 0
-
-
-def _load(state: RecordDict, place: str) -> dict[str, Weights]:
-    if f"{place}-form" not in state:
-        return {}
-    stored = RecordDict({"arrays": state[f"{place}-arrays"], "form": state[f"{place}-form"]})
-    memory: dict[str, Weights] = {}
-    for path, tensor in wire.read(stored).items():
-        key, _, name = path.partition("/")
-        memory.setdefault(key, {})[name] = tensor
-    return memory
-
-
-def _store(state: RecordDict, place: str, memory: Mapping[str, Weights]) -> None:
-    content = wire.write({f"{key}/{name}": t for key, tree in memory.items() for name, t in tree.items()})
-    state[f"{place}-arrays"], state[f"{place}-form"] = content["arrays"], content["form"]
-
-
-assert torch
+assert torch  # the records of flwr convert tensors only once torch is there

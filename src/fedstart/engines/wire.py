@@ -1,17 +1,20 @@
 """Values on the wire: weights, numbers and judgements as Flower records, and back, without pickle.
 
-A record holds the tensors as arrays and a plain description of what they make up. Reading checks everything against
-what was expected, since whatever comes from a node may be wrong.
+A record holds the tensors as arrays and a plain description of what they make up. Reading allocates no more than
+arrived and checks everything, since whatever comes from a node may be wrong.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
@@ -21,30 +24,44 @@ from fedstart.types import Judgement, Weights
 SPECIAL = {torch.bfloat16: torch.int16}
 """Types that numpy lacks, and those of the same width that carry their bits."""
 
-Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Shape and type of every tensor of a model, by name."""
+TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
+"""The types of tensors that can be sent, by name."""
+
+STORED = "numpy.ndarray"
+LONGEST = 300
 
 
 def write(value: Any) -> RecordDict:
     """A record that holds `value`: None, a number, a string, weights, a judgement, or a tuple of such.
 
-    Raises ValueError for anything else.
+    Tensors are called `<tree>/<name>`, trees counted from 0, so that the weights that come back have the names of
+    those that were sent first. Raises ValueError for anything else.
     """
-    tensors: dict[str, Tensor] = {}
-    form = _describe(value, tensors, "")
-    arrays = ArrayRecord({path: _array(tensor) for path, tensor in tensors.items()})
-    return RecordDict({"arrays": arrays, "form": ConfigRecord({"json": json.dumps(form)})})
+    trees: list[Weights] = []
+    form = _describe(value, trees)
+    arrays = {f"{place}/{name}": _array(tensor) for place, tree in enumerate(trees) for name, tensor in tree.items()}
+    return RecordDict({"arrays": ArrayRecord(arrays), "form": ConfigRecord({"json": json.dumps(form)})})
 
 
 def read(record: RecordDict) -> Any:
-    """What `write` wrote. Raises ValueError for a record that is not whole."""
+    """What `write` wrote. Raises ValueError, in one line, for a record that is not whole."""
     try:
         form = json.loads(str(record.config_records["form"]["json"]))
-        return _restore(form, record.array_records["arrays"], "")
+        arrays = dict(record.array_records["arrays"].items())
+        value = _restore(form, arrays, itertools.count())
     except ValueError as error:
         raise ValueError(f"not a readable value ({error})") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a readable value ({type(error).__name__}: {error})") from None
+    if arrays:
+        raise ValueError(f"not a readable value (array {next(iter(arrays))!r} belongs to nothing)")
+    return value
 
 
 def nbytes(record: RecordDict) -> int:
@@ -55,103 +72,125 @@ def nbytes(record: RecordDict) -> int:
 def expected(method: Callable[..., Any]) -> Any:
     """The type that a client method returns, from its annotation: Weights, Judgement or float."""
     returned = typing.get_type_hints(method).get("return")
-    if returned not in (Weights, Judgement, float):
-        raise ValueError(f"{method.__qualname__}: a method for clients must return Weights, Judgement or float")
-    return returned
+    for kind in (Weights, Judgement, float):
+        if returned == kind:
+            return kind
+    raise ValueError(f"{method.__qualname__}: a method for clients must return Weights, Judgement or float")
 
 
-def check(value: Any, kind: Any, shapes: Shapes, trainable: frozenset[str]) -> None:
-    """Raises ValueError, saying what is wrong, unless `value` is a `kind` that fits the model.
+def pattern(value: Any) -> Any:
+    """The value with every tensor as an empty one of its shape and type: what `check` holds an answer against."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, Judgement):
+        return Judgement(value.loss, pattern(value.gradient))
+    return {name: pattern(tensor) for name, tensor in value.items()} if isinstance(value, dict) else value
 
-    Weights have all of the model's tensors, or all that training changes, each with its shape and type and finite;
-    joined weights (`tree.join`) are several such.
+
+def check(value: Any, like: Any) -> Any:
+    """`value`, its tensors in the order of `like`; like it in kind, names, shapes and types, and all finite.
+
+    `like` is a number, weights or a judgement. Raises ValueError, saying what is wrong, for anything else.
     """
-    if kind is float:
-        _check_number(value)
-    elif kind is Judgement:
+    if isinstance(like, Judgement):
         if not isinstance(value, Judgement):
             raise ValueError(f"a {type(value).__name__} instead of a loss and a gradient")
-        _check_number(value.loss)
-        _check_weights(value.gradient, shapes, (trainable,))
-    else:
-        floating = frozenset(name for name, (_, dtype) in shapes.items() if dtype.is_floating_point)
-        allowed = (frozenset(shapes), trainable, floating)
-        for tree in _parts(value):
-            _check_weights(tree, shapes, allowed)
+        return Judgement(_check_number(value.loss), _check_weights(value.gradient, like.gradient))
+    return _check_weights(value, like) if isinstance(like, dict) else _check_number(value)
 
 
-def _parts(value: Any) -> list[Any]:
-    """The trees of joined weights, or the one tree."""
-    if not isinstance(value, dict) or not value:
-        raise ValueError("no tensors at all" if value == {} else f"a {type(value).__name__} instead of weights")
-    if not all(name.partition("/")[0].isdecimal() for name in value):
-        return [value]
-    trees: dict[str, Weights] = {}
-    for path, tensor in value.items():
-        place, _, name = path.partition("/")
-        trees.setdefault(place, {})[name] = tensor
-    return list(trees.values())
+def first_tree(broadcast: tuple[Any, ...]) -> Weights:
+    """The first weights in what is sent; empty if there are none."""
+    return next((value for value in broadcast if isinstance(value, dict)), {})
 
 
-def _check_number(value: Any) -> None:
+def one_line(text: object) -> str:
+    """Text from elsewhere as one printable line of at most 300 characters."""
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    return words if len(words) <= LONGEST else f"{words[: LONGEST - 3]}..."
+
+
+def _check_number(value: Any) -> float:
     if not isinstance(value, float) or not math.isfinite(value):
         raise ValueError(f"{value!r} instead of a finite number")
+    return value
 
 
-def _check_weights(tree: Any, shapes: Shapes, allowed: tuple[frozenset[str], ...]) -> None:
-    if not isinstance(tree, dict):
-        raise ValueError(f"a {type(tree).__name__} instead of weights")
-    if frozenset(tree) not in allowed:
-        missing = [name for name in allowed[0] if name not in tree]
-        extra = [name for name in tree if name not in shapes]
-        raise ValueError(f"tensor {extra[0]!r} is unknown" if extra else f"tensor {missing[0]!r} is missing")
-    for name, tensor in tree.items():
-        shape, dtype = shapes[name]
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)} instead of {shape}")
-        if tensor.dtype != dtype:
-            raise ValueError(f"tensor {name!r} is {tensor.dtype} instead of {dtype}")
+def _check_weights(value: Any, like: Weights) -> Weights:
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__} instead of weights")
+    if extra := [name for name in value if name not in like]:
+        raise ValueError(f"tensor {extra[0]!r} is unknown")
+    for name, wanted in like.items():
+        if name not in value:
+            raise ValueError(f"tensor {name!r} is missing")
+        tensor = value[name]
+        if tensor.shape != wanted.shape:
+            raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)} instead of {tuple(wanted.shape)}")
+        if tensor.dtype != wanted.dtype:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype} instead of {wanted.dtype}")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"tensor {name!r} holds NaN or infinity")
+    return {name: value[name] for name in like}
 
 
-def _describe(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+def _describe(value: Any, trees: list[Weights]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return {"plain": value}
-    if isinstance(value, Judgement):
-        return {"judgement": [_describe(item, tensors, f"{path}.{place}") for place, item in enumerate(value)]}
     if isinstance(value, tuple):
-        return {"tuple": [_describe(item, tensors, f"{path}.{place}") for place, item in enumerate(value)]}
+        kind = "judgement" if isinstance(value, Judgement) else "tuple"
+        return {kind: [_describe(item, trees) for item in value]}
     if isinstance(value, dict) and all(isinstance(item, Tensor) for item in value.values()):
-        tensors.update({f"{path}:{name}": tensor for name, tensor in value.items()})
+        trees.append(value)
         return {"weights": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in value.items()}}
     raise ValueError(f"a {type(value).__name__} cannot be sent (allowed: weights, judgements, numbers, tuples of them)")
 
 
-def _restore(form: Any, arrays: ArrayRecord, path: str) -> Any:
+def _restore(form: Any, arrays: dict[str, Array], places: Iterator[int]) -> Any:
+    """The value of a form; takes what it uses out of `arrays`."""
     ((kind, content),) = form.items()
     if kind == "plain":
+        if content is not None and not isinstance(content, bool | int | float | str):
+            raise ValueError(f"a {type(content).__name__} is no plain value")
         return content
     if kind == "judgement":
-        loss, gradient = (_restore(item, arrays, f"{path}.{place}") for place, item in enumerate(content))
+        loss, gradient = (_restore(item, arrays, places) for item in content)
         return Judgement(loss, gradient)
     if kind == "tuple":
-        return tuple(_restore(item, arrays, f"{path}.{place}") for place, item in enumerate(content))
+        return tuple(_restore(item, arrays, places) for item in content)
     if kind == "weights":
-        return {name: _tensor(arrays[f"{path}:{name}"], dtype) for name, dtype in content.items()}
+        place = next(places)
+        return {name: _tensor(arrays.pop(f"{place}/{name}"), name, dtype) for name, dtype in content.items()}
     raise ValueError(f"unknown kind {kind!r}")
 
 
 def _array(tensor: Tensor) -> Array:
+    if tensor.dtype not in TYPES.values():
+        raise ValueError(f"a tensor of {tensor.dtype} cannot be sent (allowed: {', '.join(TYPES)})")
     plain = tensor.detach().cpu().contiguous()
     return Array(plain.view(SPECIAL.get(plain.dtype, plain.dtype)).numpy())
 
 
-def _tensor(array: Array, dtype: str) -> Tensor:
-    wanted = getattr(torch, dtype, None)
-    if not isinstance(wanted, torch.dtype):
-        raise ValueError(f"unknown type {dtype!r}")
-    values = torch.from_numpy(array.numpy())
-    if values.dtype != SPECIAL.get(wanted, wanted):
-        raise ValueError(f"an array of {values.dtype} is not {dtype}")
-    return values.view(wanted)
+def _tensor(array: Array, name: str, dtype: str) -> Tensor:
+    """The tensor in an array's bytes, which are a header in NumPy's format and the values."""
+    if dtype not in TYPES:
+        raise ValueError(f"tensor {name!r} is of unknown type {dtype!r}")
+    if array.stype != STORED:
+        raise ValueError(f"tensor {name!r} is stored as {array.stype!r}")
+    wanted = TYPES[dtype]
+    plain = torch.empty(0, dtype=SPECIAL.get(wanted, wanted)).numpy().dtype
+    stream = io.BytesIO(array.data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("unknown version")
+        shape, by_columns, found = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:
+        # The header is a Python literal from elsewhere; NumPy's reader fails in many ways on a wrong one.
+        raise ValueError(f"tensor {name!r} is damaged: {error}") from None
+    start = stream.tell()
+    if found != plain:
+        raise ValueError(f"tensor {name!r} holds {found} instead of {plain}")
+    if min(shape, default=0) < 0 or len(array.data) - start != math.prod(shape) * plain.itemsize:
+        raise ValueError(f"tensor {name!r} has {len(array.data) - start} bytes, which is not shape {shape}")
+    values = np.ndarray(shape, plain, bytearray(memoryview(array.data)[start:]), order="F" if by_columns else "C")
+    return torch.from_numpy(values).contiguous().view(wanted)

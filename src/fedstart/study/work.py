@@ -53,7 +53,7 @@ def run_cell(
     Raises ValueError when another process works on the cell, and OSError when it cannot be written.
     """
     directory = RunDirectory(folder / cell.key)
-    with directory.locked(), _one_torch_thread():
+    with directory.locked(), one_torch_thread():
         if directory.status == "done":
             return Result(cell, None)
         if cell.kind == "pretrain":
@@ -126,7 +126,7 @@ def title(cell: Cell) -> str:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Sums on the server would have other bits for another number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
