@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +158,8 @@ def _in_processes(
     content, parent = study.model_dump_json(), os.getpid()
     threads = threads or max(1, joblib.cpu_count() // jobs)
     parallel = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered")
-    results = parallel(joblib.delayed(_in_worker)(content, cell, folder, threads, parent) for cell in cells)
+    with _deaf_children():
+        results = parallel(joblib.delayed(_in_worker)(content, cell, folder, threads, parent) for cell in cells)
     try:
         yield from cast(Iterator[Result], results)
     except BrokenProcessPool:
@@ -165,6 +167,19 @@ def _in_processes(
             "a worker process was killed, perhaps for lack of memory; run again with fewer jobs "
             "(what is finished is kept)"
         ) from None
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which a terminal sends to them too: this process ends them itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _in_worker(study: str, cell: Cell, folder: Path, threads: int, parent: int) -> Result:
