@@ -19,6 +19,7 @@ import pytest
 import tomli_w
 
 from fedstart import study, tree
+from fedstart.data.tasks import load_partition
 from fedstart.starts import Start
 from fedstart.study import Study
 from fedstart.study.cells import Material, plan_cells
@@ -247,6 +248,15 @@ def test_a_study_leaves_what_it_says(file: Path, finished: Path) -> None:
     assert 0 < pretraining["heterogeneity"] < 1
     assert {place(cell)["kind"] for cell in cells(finished).values()} == {"pretrain", "downstream"}
     assert len(json.loads((finished / "timing.json").read_text())["cells"]) == 18
+
+
+def test_a_study_saves_who_holds_what(file: Path, finished: Path) -> None:
+    material = Material(study.load(file))
+    kept = {path.stem: load_partition(material.examples, path) for path in (finished / "partitions").iterdir()}
+    assert len(kept) == 2 * (1 + 2)
+    assert kept["pretraining-s1"].fingerprint == material.pretraining(1).fingerprint
+    task = material.tasks("dirichlet(0.5)", 0)[1]
+    assert kept["downstream-p0-t1-s0"].fingerprint == task.fingerprint
 
 
 def test_every_start_meets_the_same_tasks_batches_and_head(finished: Path) -> None:
