@@ -306,6 +306,17 @@ study.run(study.load(sys.argv[1]), sys.argv[2], jobs=int(sys.argv[3]))
 """
 
 
+def test_workers_follow_the_process_into_another_directory(
+    file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same worker processes serve both studies, and the paths are relative."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        study.run(study.load(file), "out", jobs=2)
+        assert results(tmp_path / name / "out") == results(finished)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_study_ends_with_the_same_bytes(file: Path, finished: Path, tmp_path: Path, jobs: int) -> None:
     draws = random.Random(jobs)
