@@ -19,6 +19,7 @@ import pytest
 import tomli_w
 
 from fedstart import study, tree
+from fedstart.data.tasks import load_partition
 from fedstart.starts import Start
 from fedstart.study import Study
 from fedstart.study.cells import Material, plan_cells
@@ -249,6 +250,15 @@ def test_a_study_leaves_what_it_says(file: Path, finished: Path) -> None:
     assert len(json.loads((finished / "timing.json").read_text())["cells"]) == 18
 
 
+def test_a_study_saves_who_holds_what(file: Path, finished: Path) -> None:
+    material = Material(study.load(file))
+    kept = {path.stem: load_partition(material.examples, path) for path in (finished / "partitions").iterdir()}
+    assert len(kept) == 2 * (1 + 2)
+    assert kept["pretraining-s1"].fingerprint == material.pretraining(1).fingerprint
+    task = material.tasks("dirichlet(0.5)", 0)[1]
+    assert kept["downstream-p0-t1-s0"].fingerprint == task.fingerprint
+
+
 def test_every_start_meets_the_same_tasks_batches_and_head(finished: Path) -> None:
     runs: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for cell in cells(finished).values():
@@ -294,6 +304,17 @@ from fedstart.study import work
 work.execute = functools.partial(work.execute, every=0.0)  # a checkpoint after every round
 study.run(study.load(sys.argv[1]), sys.argv[2], jobs=int(sys.argv[3]))
 """
+
+
+def test_workers_follow_the_process_into_another_directory(
+    file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same worker processes serve both studies, and the paths are relative."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        study.run(study.load(file), "out", jobs=2)
+        assert results(tmp_path / name / "out") == results(finished)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -133,7 +133,7 @@ def _detect_image(piece: Piece) -> str | None:
 
 
 def _detect_label(piece: Piece) -> str:
-    described = [column for column, kind in piece.features.items() if kind.get("_type") == "ClassLabel"]
+    described = list(piece.class_names)
     if "label" in piece.table.column_names:
         return "label"
     if len(described) == 1:
@@ -165,7 +165,7 @@ def _entries(pieces: list[Piece], column: str) -> np.ndarray:
         if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type) or _is_text(values.type)):
             raise ValueError(f"{piece.where}: column {column!r} holds {values.type}; whole numbers or text are needed")
         array = np.array(values.to_pylist()) if _is_text(values.type) else values.to_numpy()
-        class_names = piece.features.get(column, {}).get("names")
+        class_names = piece.class_names.get(column)
         if class_names:
             check_labels(array, class_names, f"{piece.where}, column {column!r}")
             array = np.array(class_names)[array]
@@ -175,7 +175,7 @@ def _entries(pieces: list[Piece], column: str) -> np.ndarray:
 
 def _labels(pieces: list[Piece], column: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels 0 .. C - 1, shape (N,), with the class names: the column's own, or its different values, sorted."""
-    class_names = pieces[0].features.get(column, {}).get("names")
+    class_names = pieces[0].class_names.get(column)
     if not class_names:
         values = _entries(pieces, column)
         if values.dtype.kind in "iu" and values.min() < 0:
@@ -186,7 +186,7 @@ def _labels(pieces: list[Piece], column: str) -> tuple[np.ndarray, tuple[str, ..
         return labels.astype(np.int64), tuple(str(value) for value in different.tolist())
     parts = []
     for piece in pieces:
-        if piece.features.get(column, {}).get("names") != class_names:
+        if piece.class_names.get(column) != class_names:
             raise ValueError(f"{piece.where}: column {column!r} has other class names than {pieces[0].where}")
         parts.append(_column(piece, column).to_numpy().astype(np.int64))
         check_labels(parts[-1], class_names, f"{piece.where}, column {column!r}")

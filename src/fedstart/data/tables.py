@@ -1,37 +1,43 @@
-"""Reading tables: Parquet, Arrow, CSV, image folders and Hugging Face datasets, as Arrow tables with their origin."""
+"""Reading tables: Parquet, Arrow, CSV, image folders and hub datasets, all with Hugging Face `datasets`.
+
+Local files are read with the builders behind `datasets.load_dataset`, in a temporary folder: load_dataset itself asks
+the network first, and would keep a copy in its cache beside ours. Streaming is no way out: with datasets 5.2.0 and
+pyarrow, one process in eight that had streamed a Parquet file was aborted at its end.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+
+# `datasets` takes a second to import, which sources without files need not pay.
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder, Features
 
 TABLES = {".parquet": "Parquet", ".arrow": "Arrow", ".csv": "CSV"}
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 SPLITS = {"train": False, "test": True, "val": True, "validation": True}
 """Names of official splits, and whether their rows are test rows."""
+BATCH = 1 << 20
+"""Rows that are taken from a file at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A table with the place it came from (for errors) and the official split it belongs to."""
+    """A table with the place it came from (for errors), its official split, and the class names of its columns."""
 
     where: str
     test: bool
     table: pa.Table
-
-    @property
-    def features(self) -> dict[str, dict[str, Any]]:
-        """Hugging Face's description of the columns, as far as the table carries one."""
-        text = (self.table.schema.metadata or {}).get(b"huggingface", b"{}")
-        return json.loads(text).get("info", {}).get("features", {})
+    class_names: Mapping[str, Sequence[str]]
 
 
 def read_path(path: Path, files: Mapping[str, str] | None) -> list[Piece]:
@@ -68,23 +74,23 @@ def read_hub(name: str, files: Mapping[str, str] | None) -> list[Piece]:
 
     Raises ValueError in one line if it cannot be had, for instance without a network.
     """
-    import datasets  # takes a second, and local files do without
+    import datasets
 
     try:
         found = datasets.load_dataset(name, data_files=dict(files) if files else None)
     # load_dataset raises whatever the network, the cache and a dataset's builder raise; there is no common class.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"hf:{name}: cannot be loaded; check the name and the network, or give local files as path:... ({reason})"
+            f"hf:{name}: cannot be loaded; check the name and the network, or give local files as path:... "
+            f"({_reason(error)})"
         ) from None
     if not isinstance(found, datasets.DatasetDict):
         raise ValueError(f"hf:{name}: not a dataset with splits")
     pieces = []
     for split, part in found.items():
         rows: Any = part.with_format("arrow")[:]
-        table = rows.replace_schema_metadata(part.features.arrow_schema.metadata)
-        pieces.append(Piece(f"hf:{name} {split}", _is_test(Path(str(split))), table))
+        where, test = f"hf:{name} {split}", _is_test(Path(str(split)))
+        pieces.append(Piece(where, test, _plain(rows), _class_names(part.features)))
     return _train_first(pieces)
 
 
@@ -106,45 +112,115 @@ def _read_file(file: Path, *, test: bool) -> Piece:
     suffix = file.suffix.lower()
     if suffix not in TABLES:
         raise ValueError(f"{file}: not a table (allowed: {', '.join(TABLES)})")
-    try:
-        if suffix == ".parquet":
-            table = pyarrow.parquet.read_table(file)
-        elif suffix == ".csv":
-            table = pyarrow.csv.read_csv(file)
-        else:
-            table = _read_arrow(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file}: cannot be read as {TABLES[suffix]} ({reason})") from None
-    return Piece(str(file), test, table)
-
-
-def _read_arrow(file: Path) -> pa.Table:
-    """Arrow has a file and a stream format; `datasets` writes the stream format."""
-    with pa.memory_map(str(file)) as source:
-        if source.read(6) == b"ARROW1":
-            return pa.ipc.open_file(source).read_all()
-        source.seek(0)
-        return pa.ipc.open_stream(source).read_all()
+    return _stream(file, TABLES[suffix], {test: [file]})[0]
 
 
 def _image_folder(root: Path, found: list[Path]) -> list[Piece]:
-    """Images as a table: the folder an image lies in is its class, the first folder may be an official split."""
-    rows: dict[bool, tuple[list[dict[str, Any]], list[str]]] = {False: ([], []), True: ([], [])}
+    """Images as tables: the folder an image lies in is its class, the first folder may be an official split."""
+    parts: dict[bool, list[Path]] = {}
     for file in found:
         *folders, _ = file.relative_to(root).parts
-        test = bool(folders) and SPLITS.get(folders[0].lower(), False)
         if not folders or folders[-1].lower() in SPLITS:
             raise ValueError(f"{file}: images must lie in one folder per class")
-        images, labels = rows[test]
-        images.append({"bytes": file.read_bytes(), "path": str(file.relative_to(root))})
-        labels.append(folders[-1])
-    kind = pa.struct({"bytes": pa.large_binary(), "path": pa.string()})
-    return [
-        Piece(str(root), test, pa.table({"image": pa.array(images, type=kind), "label": labels}))
-        for test, (images, labels) in rows.items()
-        if images
-    ]
+        parts.setdefault(SPLITS.get(folders[0].lower(), False), []).append(file)
+    return _train_first(_stream(root, "image folder", parts))
+
+
+def _stream(place: Path, kind: str, parts: Mapping[bool, list[Path]]) -> list[Piece]:
+    """The files of the train (False) and the test part (True), each as one table in the order given."""
+    from datasets.data_files import DataFilesDict, DataFilesList
+
+    # A list of this kind is taken as it is; plain paths would be searched for as patterns.
+    files = DataFilesDict(
+        {
+            "test" if test else "train": DataFilesList([str(file.absolute()) for file in some], [])
+            for test, some in parts.items()
+        }
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch, _silence():
+            builder = _builder(kind, files, scratch)
+            builder.download_and_prepare()
+            names = _class_names(builder.info.features)
+            return [Piece(str(place), split == "test", _table(builder, split), names) for split in files]
+    # As with load_dataset, there is no common class for what a builder raises.
+    except Exception as error:
+        raise ValueError(f"{place}: cannot be read as {kind} ({_reason(error)})") from None
+
+
+def _builder(kind: str, files: Any, scratch: str) -> DatasetBuilder:
+    if kind == "Parquet":
+        from datasets.packaged_modules.parquet.parquet import Parquet
+
+        # Left to itself, the library takes as many rows as the first row group has, which may be none.
+        return Parquet(cache_dir=scratch, data_files=files, batch_size=BATCH)
+    if kind == "Arrow":
+        from datasets.packaged_modules.arrow.arrow import Arrow
+
+        return Arrow(cache_dir=scratch, data_files=files)
+    if kind == "CSV":
+        from datasets.packaged_modules.csv.csv import Csv
+
+        # In one go, as every chunk would get types of its own; and a first column without a name is no index.
+        return Csv(cache_dir=scratch, data_files=files, chunksize=None, index_col=False)
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    # One class is a class too, and a metadata file does not change what the folders say.
+    return ImageFolder(cache_dir=scratch, data_files=files, drop_labels=False, drop_metadata=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No log of errors that are raised anyway; a CSV file that the library would misread with a warning is an error."""
+    # The builder of `datasets` for CSV reads with pandas, so both are there.
+    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled, logging
+    from pandas.errors import DtypeWarning, ParserWarning
+
+    level, bars = logging.get_verbosity(), is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DtypeWarning)
+            warnings.simplefilter("error", ParserWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
+
+
+def _table(builder: DatasetBuilder, split: str) -> pa.Table:
+    # The library makes no split of no rows.
+    splits = builder.info.splits or {}
+    if split not in splits or not splits[split].num_examples:
+        features = builder.info.features
+        return features.arrow_schema.empty_table() if features else pa.table({})
+    rows: Any = builder.as_dataset(split, in_memory=True)
+    return _plain(rows.with_format("arrow")[:])
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The library's own Arrow types (Array2D and others) as the lists that they are stored as."""
+    for index, field in enumerate(table.schema):
+        if isinstance(field.type, pa.BaseExtensionType):
+            chunks: list[Any] = table.column(index).chunks
+            stored = pa.chunked_array([chunk.storage for chunk in chunks], type=field.type.storage_type)
+            table = table.set_column(index, field.name, stored)
+    return table
+
+
+def _class_names(features: Features | None) -> dict[str, list[str]]:
+    from datasets import ClassLabel
+
+    return {name: kind.names for name, kind in (features or {}).items() if isinstance(kind, ClassLabel)}
+
+
+def _reason(error: BaseException) -> str:
+    # A builder says what went wrong in the cause of what it raises.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_test(relative: Path) -> bool:

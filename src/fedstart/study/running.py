@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 import tomli_w
 
+from fedstart.data import tasks
 from fedstart.files import cannot, read_json, remove_temporary_files, write_atomically, write_json
 from fedstart.study import summary
 from fedstart.study.cells import Cell, Material, plan_cells
@@ -40,6 +41,7 @@ def run(
         folder = out / "cells"
         write_atomically(out / "study.toml", tomli_w.dumps(study.tables()))
         write_json(out / "partitions.json", summary.partitions(material))
+        _save_partitions(material, out / "partitions")
         _tidy(out, cells)
         progress = progress or _Silent()
         progress.total(sum(cell.rounds for cell in cells))
@@ -58,6 +60,17 @@ def run(
 def failures(out: Path | str) -> list[str]:
     """One line for each cell of a finished study that diverged: its key and why. Empty if all went well."""
     return [f"{failure['cell']}: {failure['error']}" for failure in read_json(Path(out) / "summary.json")["failures"]]
+
+
+def _save_partitions(material: Material, folder: Path) -> None:
+    """Who holds what, row by row: a seed would not bring it back under another version of numpy."""
+    folder.mkdir(exist_ok=True)
+    remove_temporary_files(folder)
+    for seed in material.study.seeds:
+        tasks.save_partition(material.pretraining(seed), folder / f"pretraining-s{seed}.parquet")
+        for place, label in enumerate(material.parts.downstream_partitions):
+            for task, federation in enumerate(material.tasks(label, seed)):
+                tasks.save_partition(federation, folder / f"downstream-p{place}-t{task}-s{seed}.parquet")
 
 
 class _Silent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -154,10 +155,11 @@ def _in_processes(
     import joblib
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    content, parent = study.model_dump_json(), os.getpid()
+    content, origin = study.model_dump_json(), Origin(os.getpid(), os.getcwd())
     threads = threads or max(1, joblib.cpu_count() // jobs)
     parallel = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered")
-    results = parallel(joblib.delayed(_in_worker)(content, cell, folder, threads, parent) for cell in cells)
+    with _deaf_children():
+        results = parallel(joblib.delayed(_in_worker)(content, cell, folder, threads, origin) for cell in cells)
     try:
         yield from cast(Iterator[Result], results)
     except BrokenProcessPool:
@@ -167,14 +169,36 @@ def _in_processes(
         ) from None
 
 
-def _in_worker(study: str, cell: Cell, folder: Path, threads: int, parent: int) -> Result:
-    _leash(parent)
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which a terminal sends to them too: this process ends them itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Origin(NamedTuple):
+    """The process that asks, and the directory that it reads relative paths from."""
+
+    process: int
+    directory: str
+
+
+def _in_worker(study: str, cell: Cell, folder: Path, threads: int, origin: Origin) -> Result:
+    _leash(origin.process)
+    # A worker may be left over from an earlier study of the same process, begun in another directory.
+    os.chdir(origin.directory)
     with LocalEngine(threads) as engine:
-        return run_cell(_material(study), cell, folder, engine)
+        return run_cell(_material(study, origin.directory), cell, folder, engine)
 
 
 @functools.lru_cache(maxsize=1)
-def _material(study: str) -> Material:
+def _material(study: str, directory: str) -> Material:
     return Material(Study.model_validate_json(study))
 
 
