@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedstart.algorithms.coprefl import CoPreFL as CoPreFL
     from fedstart.algorithms.fedavg import FedAvg as FedAvg
     from fedstart.algorithms.fedprox import FedProx as FedProx
+    from fedstart.algorithms.scaffold import Scaffold as Scaffold
     from fedstart.data.federation import Examples as Examples
     from fedstart.data.federation import Federation as Federation
     from fedstart.data.partitions import IID as IID
@@ -77,6 +78,7 @@ __all__ = [
     # methods
     "FedAvg",
     "FedProx",
+    "Scaffold",
     "CoPreFL",
     # results
     "Start",
@@ -88,6 +90,7 @@ _MODULES = {
     "algorithms.coprefl": ("CoPreFL",),
     "algorithms.fedavg": ("FedAvg",),
     "algorithms.fedprox": ("FedProx",),
+    "algorithms.scaffold": ("Scaffold",),
     "data.federation": ("Examples", "Federation"),
     "data.partitions": ("IID", "Dirichlet", "Shards", "Natural", "ByDomain"),
     "data.sources": ("load",),
