@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import fedstart
-from fedstart.cli import main
+from fedstart.cli import main, one_line
 from fedstart.runs import RunDirectory
 from fedstart.starts import Start
 
@@ -236,6 +236,11 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     found = subprocess.run(f"{listing} | head -1", shell=True, capture_output=True, text=True, env=environment())
     assert found.stdout == "models\n"
     assert found.stderr == ""
+
+
+def test_without_flower_its_extra_is_named() -> None:
+    missing = ModuleNotFoundError("No module named 'flwr'", name="flwr")
+    assert one_line(missing) == "this needs Flower, which is not installed: pip install 'fedstart[flower]'"
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

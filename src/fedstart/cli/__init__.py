@@ -51,6 +51,8 @@ def one_line(error: Exception) -> str:
         return _flat(f"{error.filename}: {reason}" if error.filename is not None else reason)
     if isinstance(error, ValueError):
         return _flat(str(error))
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "flwr":
+        return "this needs Flower, which is not installed: pip install 'fedstart[flower]'"
     return _flat(f"{type(error).__name__}: {error}") + " (a fault of fedstart; FEDSTART_DEBUG=1 shows where)"
 
 
