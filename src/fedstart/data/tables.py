@@ -2,7 +2,7 @@
 
 Local files are read with the builders behind `datasets.load_dataset`, in a temporary folder: load_dataset itself asks
 the network first, and would keep a copy in its cache beside ours. Streaming is no way out: with datasets 5.2.0 and
-pyarrow, one process in eight that had streamed a Parquet file was aborted at its end.
+pyarrow, a process that had streamed a Parquet file was now and then aborted at its end.
 """
 
 from __future__ import annotations

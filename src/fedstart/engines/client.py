@@ -34,7 +34,7 @@ class Replica:
         state = self.module.state_dict(keep_vars=True)
         for tensor in state.values():
             if tensor.dim() == 4:
-                # Convolutions and pooling on a CPU are up to twice as fast with the channels last.
+                # Convolutions and pooling on a CPU are much faster with the channels last.
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._tensors = {name: state[name].data for name in model.shapes}
 
