@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
-import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings_dataclass
-from torch import Tensor
+
+# torch takes a second to import, which `fedstart list` and a wrong setting need not wait for. Every algorithm imports
+# this file; nothing looks at the type of a tensor here while the program runs.
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+else:
+    Tensor = Any
 
 Weights = dict[str, Tensor]
 """Every parameter and buffer of a model by name: what `torch.func.functional_call` takes."""

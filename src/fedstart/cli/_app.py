@@ -136,10 +136,16 @@ def pretrain(
     Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model and partition:
     fedstart pretrain coprefl --data digits --out start plan.rounds=20 plan.lr=0.1 method.balance=0.5
     """
-    from fedstart.cli import _output, _train
+    from fedstart.cli import _output, _settings
+
+    methods = ("fedstart.algorithms", "fedstart.starts")
+    chosen = _settings.choose(settings or (), method, methods, partition)
+
+    # Imports torch, which takes more than a second: what is wrong in the settings was told before.
+    from fedstart.cli import _train
 
     source = _train.Source(data, input, label, classes, partition, clients)
-    run = _train.Pretraining(method, model, source, tuple(settings or ()), out, threads)
+    run = _train.Pretraining(method, model, source, chosen, out, threads)
     _train.pretrain(run, _output.Screen(json, quiet))
 
 
@@ -176,18 +182,24 @@ def federate(
     With --engine flower there is also patience (nodes, join_seconds, reply_seconds, share), and --data own says that
     each node's configuration names its own data.
     """
-    from fedstart.cli import _output, _train
+    from fedstart.cli import _output, _settings
+
+    if engine is Engine.local and (superlink or root_certificates or insecure):
+        raise ValueError("--superlink, --root-certificates and --insecure are for --engine flower")
+    tables = (*_settings.TABLES, "patience") if engine is Engine.flower else _settings.TABLES
+    chosen = _settings.choose(settings or (), method, ("fedstart.algorithms",), partition, tables)
+
+    # Imports torch, which takes more than a second: what is wrong in the settings was told before.
+    from fedstart.cli import _train
 
     source = _train.Source(data, input, label, classes, partition, clients, test_fraction)
-    run = _train.Downstream(start, method, model, source, tuple(settings or ()), out, threads)
+    run = _train.Downstream(start, method, model, source, chosen, out, threads)
     screen = _output.Screen(json, quiet)
     if engine is Engine.flower:
         from fedstart.cli import _flower
 
         _flower.federate(run, _flower.Link(superlink, root_certificates, insecure), screen)
     else:
-        if superlink or root_certificates or insecure:
-            raise ValueError("--superlink, --root-certificates and --insecure are for --engine flower")
         _train.federate(run, screen)
 
 
@@ -207,7 +219,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write one run of a study as a Flower app that `flwr run` takes as it is."""
-    from fedstart.cli import _flower, _output
+    from fedstart.cli import _export, _output
 
-    request = _flower.Export(study, directory, tuple(settings or ()), scale, start, seed, task, algorithm, partition)
-    _flower.export(request, _output.Screen(json, quiet))
+    request = _export.Export(study, directory, tuple(settings or ()), scale, start, seed, task, algorithm, partition)
+    _export.export(request, _output.Screen(json, quiet))

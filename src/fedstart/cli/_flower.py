@@ -1,4 +1,4 @@
-"""`fedstart export`, and `fedstart federate --engine flower`."""
+"""`fedstart federate --engine flower`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedstart import names
-from fedstart import study as studies
 from fedstart.cli import _settings, _train
 from fedstart.cli._output import Screen
 from fedstart.engines.members import Patience
@@ -32,37 +30,6 @@ class Link:
     address: str | None
     root_certificates: Path | None
     insecure: bool
-
-
-@dataclass(frozen=True)
-class Export:
-    """What `fedstart export` was asked for."""
-
-    study: str
-    directory: Path
-    overrides: tuple[str, ...]
-    scale: str | None
-    start: str | None
-    seed: int | None
-    task: int | None
-    algorithm: str | None
-    partition: str | None
-
-
-def export(request: Export, screen: Screen) -> None:
-    """Writes the app and says how to run it."""
-    place = Path(request.study).expanduser()
-    made = place / "cells" if (place / "study.toml").is_file() else None
-    study = studies.load(place / "study.toml" if made else request.study, request.scale, request.overrides)
-    choice = exporting.Choice(request.start, request.seed, request.task, request.algorithm, request.partition)
-    app = exporting.export(study, request.directory, choice, made)
-    resources = f"num-supernodes={app.nodes} client-resources-num-cpus=1"
-    screen.answer({"directory": app.directory, "name": app.name, "nodes": app.nodes, "out": app.out})
-    screen.show(
-        f"App: {app.directory} ({app.nodes} nodes)",
-        f"Run it on this machine: cd {app.directory}, . ./environment.sh, then",
-        f'flwr run . local --federation-config "{resources}" --stream',
-    )
 
 
 def federate(request: _train.Downstream, link: Link, screen: Screen) -> None:
@@ -88,22 +55,18 @@ def federate(request: _train.Downstream, link: Link, screen: Screen) -> None:
 
 def _tables(request: _train.Downstream) -> tuple[dict[str, Mapping[str, Any]], int]:
     """The app's settings, and how many nodes it wants."""
-    given = _settings.tables(request.settings, (*_train.TABLES, "patience"))
-    algorithm = _train.method_of(request.method, names.discover("fedstart.algorithms"), given["method"])
-    plan = _train.plan_of(given["plan"])
+    given, plan = request.chosen.tables, request.chosen.plan
     place = _train.place_of(request.start)
-    architecture, start = _train.network(request, place, given["model"])
+    architecture, start = _train.network(request, place)
     model, data, federation, nodes = (
-        _own(request, start, plan.seed)
-        if request.source.data == OWN
-        else _common(request, architecture, start, given["partition"], plan.seed)
+        _own(request, start) if request.source.data == OWN else _common(request, architecture, start)
     )
     patience = _settings.build("patience", Patience, {"nodes": nodes, **given["patience"]})
     tables: dict[str, Mapping[str, Any]] = {
         "run": {"method": request.method, "out": str(request.out.expanduser().absolute())}
         | {"begin": str(place.absolute()), "seed": plan.seed},
         "plan": asdict(plan),  # pyright: ignore[reportArgumentType]
-        "settings": asdict(algorithm),
+        "settings": asdict(request.chosen.method),
         "model": model_table(model),
         "data": {"input": request.source.input, "label": request.source.label, **data},
         "federation": {"test_fraction": request.source.test_fraction, "seed": plan.seed, **federation},
@@ -114,10 +77,11 @@ def _tables(request: _train.Downstream) -> tuple[dict[str, Mapping[str, Any]], i
 
 
 def _common(
-    request: _train.Downstream, architecture: Any, start: Start | None, partition: Mapping[str, Any], seed: int
+    request: _train.Downstream, architecture: Any, start: Start | None
 ) -> tuple[Model, dict[str, Any], dict[str, Any], int]:
     """Model, data and federation where all nodes share one source; it is read here too, to know its shape."""
-    federation, _ = _train.share_out(request.source, partition, seed)
+    seed = request.chosen.plan.seed
+    federation, _ = _train.share_out(request.source, request.chosen.partition, seed)
     examples = federation.examples
     if start is None:
         model = Model(architecture, examples.shape, len(federation.classes))
@@ -130,13 +94,11 @@ def _common(
         "columns": [name for name in examples.columns if name != "split"],
     }
     share = {"name": examples.name, "classes": federation.classes, "fingerprint": federation.fingerprint}
-    natural = request.source.clients is None and "column" in partition
+    natural = request.source.clients is None and hasattr(request.chosen.partition, "column")
     return model, data, share | {"clients": None if natural else federation.clients}, federation.clients
 
 
-def _own(
-    request: _train.Downstream, start: Start | None, seed: int
-) -> tuple[Model, dict[str, Any], dict[str, Any], int]:
+def _own(request: _train.Downstream, start: Start | None) -> tuple[Model, dict[str, Any], dict[str, Any], int]:
     """Model, data and federation where each node's configuration names its own data: classes are the Start's."""
     if start is None:
         raise ValueError("--data own takes classes and normalisation from the Start's card; these weights have none")

@@ -25,10 +25,10 @@ def entries(kind: str) -> list[dict[str, Any]]:
     if kind not in KINDS:
         raise names.unknown("kind", kind, KINDS)
     if kind == "data":
-        from fedstart.data import sources, synthetic
+        from fedstart.data import kinds
 
-        settings = {"synthetic": _settings(synthetic.Synthetic)}
-        return [_entry(name, about, settings.get(name)) for name, about in sources.KINDS.items()]
+        settings = {"synthetic": _settings(kinds.Synthetic)}
+        return [_entry(name, about, settings.get(name)) for name, about in kinds.KINDS.items()]
     if kind == "studies":
         from fedstart import study
 

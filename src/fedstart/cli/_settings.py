@@ -4,9 +4,42 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedstart import names
+from fedstart.data import partitions
+from fedstart.types import Plan
+
+TABLES = ("plan", "method", "model", "partition")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The settings of one run, checked: method, plan and partition are built, `tables` holds what was given."""
+
+    method: Any
+    plan: Plan
+    partition: Any
+    tables: Mapping[str, Mapping[str, Any]]
+
+
+def choose(
+    words: Sequence[str], method: str, methods: Sequence[str], partition: str, allowed: Sequence[str] = TABLES
+) -> Chosen:
+    """What `TABLE.KEY=VALUE` words say about a method of the packages `methods`, a plan and a partition.
+
+    The plan has one local epoch where no local work is given. Raises ValueError for unknown names and wrong settings.
+    """
+    given = tables(words, allowed)
+    classes = {name: cls for package in methods for name, cls in names.discover(package).items()}
+    work = {} if given["plan"].keys() & {"local_steps", "local_epochs"} else {"local_epochs": 1}
+    return Chosen(
+        build("method", names.find("method", method, classes), given["method"]),
+        build("plan", Plan, {**work, **given["plan"]}),
+        build("partition", names.find("partition", partition, partitions.TABLE), given["partition"]),
+        given,
+    )
 
 
 def tables(words: Sequence[str], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import joblib
 from rich.console import RenderableType
 
 from fedstart import study as studies
 from fedstart.cli._output import Screen, table
 from fedstart.files import read_json
-from fedstart.report import build
-from fedstart.report.reading import Record, read
-from fedstart.report.words import answer
+
+if TYPE_CHECKING:
+    from fedstart.report.reading import Record
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,13 @@ def run(request: Request, screen: Screen) -> None:
     Raises ValueError, after all that, if a run of the study diverged.
     """
     study = studies.load(request.study, request.scale, request.overrides)
+
+    # These import torch and matplotlib, which takes more than a second: what is wrong in the study was told before.
+    import joblib
+
+    from fedstart.report import build
+    from fedstart.report.reading import read
+
     out = request.out or Path("runs") / "-".join(filter(None, (study.name, study.scale)))
     with screen.progress() as progress:
         studies.run(study, out, jobs=request.jobs or joblib.cpu_count(), threads=request.threads, progress=progress)
@@ -51,6 +57,8 @@ def run(request: Request, screen: Screen) -> None:
 
 def report(directories: Sequence[Path], screen: Screen) -> None:
     """Rebuilds the report of each directory of a study or a run."""
+    from fedstart.report import build
+
     pages = []
     for directory in directories:
         pages.append(build(directory))
@@ -69,6 +77,8 @@ def _result(record: Record, page: Path, failed: list[str]) -> dict[str, Any]:
 
 
 def _sentence(record: Record) -> str:
+    from fedstart.report.words import answer
+
     return answer(record, next(iter(record.pairings), ("", "")))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedstart import names, tree
 from fedstart.cli import _settings
 from fedstart.cli._output import Screen, table
-from fedstart.data import partitions, sources, tasks
+from fedstart.data import sources, tasks
 from fedstart.data.federation import Federation
 from fedstart.engines.local import LocalEngine
 from fedstart.models import Architecture, Model, load_architecture
@@ -22,7 +22,6 @@ from fedstart.starts.checkpoint import Checkpoint
 from fedstart.training import draw
 from fedstart.types import Cost, Diverged, Plan, Weights
 
-TABLES = ("plan", "method", "model", "partition")
 CLIENTS = 10
 """Clients where neither the user nor the partition says how many."""
 
@@ -47,7 +46,7 @@ class Pretraining:
     method: str
     model: str
     source: Source
-    settings: tuple[str, ...]
+    chosen: _settings.Chosen
     out: Path
     threads: int | None
 
@@ -60,7 +59,7 @@ class Downstream:
     method: str
     model: str | None
     source: Source
-    settings: tuple[str, ...]
+    chosen: _settings.Chosen
     out: Path
     threads: int | None
 
@@ -99,14 +98,11 @@ class Job:
 
 def pretrain(request: Pretraining, screen: Screen) -> None:
     """Runs a method, or a way to begin, over clients, and leaves a run directory with the Start in `start/`."""
-    given = _settings.tables(request.settings, TABLES)
-    starts = names.discover("fedstart.starts")
-    algorithm = method_of(request.method, {**names.discover("fedstart.algorithms"), **starts}, given["method"])
-    plan = plan_of(given["plan"])
-    architecture = load_architecture(request.model, given["model"], "[model]")
-    federation, told = share_out(request.source, given["partition"], plan.seed)
+    algorithm, plan = request.chosen.method, request.chosen.plan
+    architecture = load_architecture(request.model, request.chosen.tables["model"], "[model]")
+    federation, told = share_out(request.source, request.chosen.partition, plan.seed)
     model = Model(architecture, federation.examples.shape, len(federation.classes))
-    if request.method in starts:
+    if request.method in names.discover("fedstart.starts"):
         weights = algorithm.begin(model, plan.seed)
         federation, plan = algorithm.prepare(federation, plan)
     else:
@@ -140,12 +136,10 @@ def pretrain(request: Pretraining, screen: Screen) -> None:
 
 def federate(request: Downstream, screen: Screen) -> None:
     """Runs a method on one federation from a Start, scores every client, and leaves a run directory."""
-    given = _settings.tables(request.settings, TABLES)
-    algorithm = method_of(request.method, names.discover("fedstart.algorithms"), given["method"])
-    plan = plan_of(given["plan"])
+    algorithm, plan = request.chosen.method, request.chosen.plan
     place = place_of(request.start)
-    architecture, start = network(request, place, given["model"])
-    federation, told = share_out(request.source, given["partition"], plan.seed)
+    architecture, start = network(request, place)
+    federation, told = share_out(request.source, request.chosen.partition, plan.seed)
     if start is None:
         model = Model(architecture, federation.examples.shape, len(federation.classes))
         weights = Checkpoint(str(place)).begin(model, plan.seed)
@@ -196,20 +190,8 @@ def _run(job: Job, directory: RunDirectory, threads: int | None, screen: Screen)
             raise ValueError(f"{error}; {directory.path} keeps the last good round") from None
 
 
-def method_of(name: str, choices: Mapping[str, type], settings: Mapping[str, Any]) -> Any:
-    """The method of that name among the choices, built from its settings."""
-    return _settings.build("method", names.find("method", name, choices), settings)
-
-
-def plan_of(settings: Mapping[str, Any]) -> Plan:
-    """The plan; one local epoch where no local work is given."""
-    work = {} if settings.keys() & {"local_steps", "local_epochs"} else {"local_epochs": 1}
-    return _settings.build("plan", Plan, {**work, **settings})
-
-
-def share_out(source: Source, settings: Mapping[str, Any], seed: int) -> tuple[Federation, dict[str, Any]]:
+def share_out(source: Source, partition: Any, seed: int) -> tuple[Federation, dict[str, Any]]:
     """The federation, and what run.json tells about how it was made."""
-    partition = _settings.build("partition", names.find("partition", source.partition, partitions.TABLE), settings)
     column = getattr(partition, "column", None)
     examples = sources.load(source.data, input=source.input, label=source.label, columns=(column,) if column else ())
     federation = tasks.federate(
@@ -231,8 +213,9 @@ def place_of(path: Path) -> Path:
     return path / "start" if (path / "start").is_dir() else path
 
 
-def network(request: Downstream, place: Path, settings: Mapping[str, Any]) -> tuple[Architecture, Start | None]:
+def network(request: Downstream, place: Path) -> tuple[Architecture, Start | None]:
     """The architecture, and the Start if the weights have a card; weights without one need `--model`."""
+    settings = request.chosen.tables["model"]
     carded = place.is_dir() or (place.parent / "card.json").is_file() or not place.exists()
     if carded:
         if request.model is not None or settings:

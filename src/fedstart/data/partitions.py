@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 
 from fedstart import names
-from fedstart.data.federation import Federation
 from fedstart.types import STRICT
+
+if TYPE_CHECKING:
+    from fedstart.data.federation import Federation
 
 Minimum = Annotated[int, Field(ge=1, description="examples of the smallest client")]
 Column = Annotated[str, Field(min_length=1, description="name of the column that says where an example comes from")]

@@ -12,16 +12,9 @@ import torch
 from fedstart import names
 from fedstart.data import cache as pixel_cache
 from fedstart.data.federation import Examples, check_labels
-from fedstart.data.synthetic import Synthetic, synthetic
+from fedstart.data.kinds import KINDS, Synthetic
+from fedstart.data.synthetic import synthetic
 from fedstart.data.tables import Piece, read_hub, read_path
-
-KINDS: dict[str, str] = {
-    "digits": "1,797 handwritten digits of 8x8 pixels that come with scikit-learn",
-    "synthetic": "made-up images, one pattern per class: synthetic:classes=10,examples=2000,...",
-    "hf:NAME": "a dataset of the Hugging Face hub, or of its local cache",
-    "path:FOLDER": "a file or folder: Parquet, Arrow, CSV, or images in one folder per class",
-}
-"""What `load` understands, with one line each."""
 
 
 def load(
@@ -33,7 +26,7 @@ def load(
     files: Mapping[str, str] | None = None,
     cache: Path | None = None,
 ) -> Examples:
-    """The examples of a source (see KINDS; a bare path is understood too).
+    """The examples of a source (see `fedstart.data.kinds`; a bare path is understood too).
 
     `input` and `label` name columns; without them the one image column, and the column `label` or the one column
     with class names, are taken; a table without images gives its other numeric columns as float32 features.

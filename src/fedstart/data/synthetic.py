@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass as settings_dataclass
 
 from fedstart import keys
 from fedstart.data.cache import array_digest, content_fingerprint, statistics
 from fedstart.data.federation import Examples
-from fedstart.types import STRICT
-
-
-@settings_dataclass(frozen=True, config=STRICT)
-class Synthetic:
-    """Settings of the made-up images; the same settings give the same bytes."""
-
-    classes: Annotated[int, Field(ge=2, description="number of classes")] = 10
-    examples: Annotated[int, Field(ge=1, description="number of images, as equal per class as can be")] = 2000
-    size: Annotated[int, Field(ge=2, description="height and width in pixels")] = 8
-    channels: Annotated[int, Field(ge=1, description="1 = grey, 3 = colour")] = 1
-    noise: Annotated[float, Field(ge=0, description="standard deviation of the pixel noise, grey levels")] = 40.0
-    groups: Annotated[int, Field(ge=1, description="values of the column `group`, each with its own brightness")] = 10
-    seed: Annotated[int, Field(ge=0, description="names the draw")] = 0
+from fedstart.data.kinds import Synthetic
 
 
 def synthetic(settings: Synthetic) -> Examples:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
-from torch import nn
 
 from fedstart import names
 from fedstart.types import STRICT
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @settings_dataclass(frozen=True, config=STRICT)
@@ -31,6 +33,8 @@ class Custom:
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """What the factory returns; raises ValueError if it is not found, or does not give an `nn.Module`."""
+        from torch import nn
+
         factory = _resolve(self.factory)
         required = _required_arguments(factory)
         if required not in (1, 2):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
-from torch import nn
 
 from fedstart.types import STRICT
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @settings_dataclass(frozen=True, config=STRICT)
@@ -28,6 +30,8 @@ class MLP:
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """From `(n, *shape)` to logits."""
+        from torch import nn
+
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         width = math.prod(shape)
         for number, units in enumerate(self.hidden, start=1):

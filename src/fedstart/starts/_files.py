@@ -1,4 +1,4 @@
-"""Reading and writing weights on disk."""
+"""Reading and writing weights on disk. torch is imported when there is something to read or write."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from fedstart.files import write_atomically
 from fedstart.types import Weights
@@ -17,9 +14,11 @@ from fedstart.types import Weights
 
 def write_weights(path: Path, weights: Weights) -> None:
     """Writes a .safetensors file: equal weights give equal bytes. Raises OSError if it cannot be written."""
+    from safetensors.torch import save
+
     # safetensors refuses tensors that share memory, so each gets its own.
     own = {name: weights[name].detach().cpu().contiguous().clone() for name in sorted(weights)}
-    write_atomically(path, safetensors.torch.save(own, metadata={"format": "pt"}))
+    write_atomically(path, save(own, metadata={"format": "pt"}))
 
 
 def read_weights(path: Path) -> Weights:
@@ -32,15 +31,18 @@ def read_weights(path: Path) -> Weights:
         raise ValueError(f"{path}: unknown kind of weights file (allowed: .safetensors, .pt, .pth)")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    import torch
+    from safetensors.torch import load
+
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load(path.read_bytes())
+            return load(path.read_bytes())
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as weights: {reason}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise ValueError(f"{path}: holds {type(content).__name__} (allowed: a state dict of tensors)")
     return {str(name): tensor.detach() for name, tensor in content.items()}

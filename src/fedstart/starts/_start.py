@@ -6,17 +6,24 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedstart import __version__, names, tree
-from fedstart.data.federation import Federation
+from fedstart import __version__, models, names, tree
 from fedstart.files import read_json, remove_temporary_files, write_json
-from fedstart.models import Model, load_architecture
 from fedstart.starts._files import read_weights, write_weights
 from fedstart.types import Algorithm, Cost, Plan, Weights
+
+if TYPE_CHECKING:
+    from fedstart.data.federation import Federation
+    from fedstart.models import Model
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
 
 
 class Beginning(Algorithm, Protocol):
@@ -58,7 +65,7 @@ class Card(BaseModel):
     cost: Cost
     scores: dict[str, float] = Field(default_factory=dict)
     fedstart_version: str = __version__
-    torch_version: str = str(torch.__version__)
+    torch_version: str = Field(default_factory=_torch_version)
 
     @classmethod
     def of(
@@ -107,8 +114,9 @@ class Start:
 
         Raises ValueError if the card's architecture is unknown, or the weights do not fit it.
         """
-        architecture = load_architecture(self.card.architecture, self.card.architecture_settings, "card.json model")
-        model = Model(architecture, self.card.shape, self.card.classes)
+        card = self.card
+        architecture = models.load_architecture(card.architecture, card.architecture_settings, "card.json model")
+        model = models.Model(architecture, card.shape, card.classes)
         model.check(self.weights)
         return model
 

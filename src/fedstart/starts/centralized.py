@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass as settings_dataclass
 
-from fedstart.data.federation import Federation
-from fedstart.models import Model
 from fedstart.types import STRICT, Client, Cohort, Info, Plan, State, Weights
+
+if TYPE_CHECKING:
+    from fedstart.data.federation import Federation
+    from fedstart.models import Model
 
 
 @settings_dataclass(frozen=True, config=STRICT)

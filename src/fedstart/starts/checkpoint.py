@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 
 from fedstart import names, tree
-from fedstart.data.federation import Federation
-from fedstart.models import Model
 from fedstart.starts._files import read_weights
 from fedstart.starts._start import without_training
 from fedstart.types import STRICT, Cohort, Info, Plan, State, Weights
+
+if TYPE_CHECKING:
+    from fedstart.data.federation import Federation
+    from fedstart.models import Model
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

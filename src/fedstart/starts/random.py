@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic.dataclasses import dataclass as settings_dataclass
 
-from fedstart.data.federation import Federation
-from fedstart.models import Model
 from fedstart.starts._start import without_training
 from fedstart.types import STRICT, Cohort, Info, Plan, State, Weights
+
+if TYPE_CHECKING:
+    from fedstart.data.federation import Federation
+    from fedstart.models import Model
 
 
 @settings_dataclass(frozen=True, config=STRICT)
