@@ -13,7 +13,8 @@ from torch import nn
 from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.data.federation import Examples, Federation, Positions
-from fedstart.engines.client import LocalClient, Replica, size
+from fedstart.engines.batches import size
+from fedstart.engines.client import LocalClient, Replica
 from fedstart.engines.local import LocalEngine
 from fedstart.models import Model, load_architecture
 from fedstart.training import draw, train

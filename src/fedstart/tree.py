@@ -7,12 +7,15 @@ averaged in float64 and rounded by `Mean`, and left as they are everywhere else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fedstart.types import Weights
+
+# Algorithms import this file, and they are listed and checked without torch, which takes a second to import.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def clone(weights: Weights) -> Weights:
@@ -22,6 +25,8 @@ def clone(weights: Weights) -> Weights:
 
 def zeros_like(weights: Weights) -> Weights:
     """Zeros with the names, shapes and types of `weights`."""
+    import torch
+
     return {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
 
 
@@ -30,6 +35,8 @@ def add(left: Weights, right: Weights, scale: float = 1.0) -> Weights:
 
     Raises ValueError if `right` has a name that `left` lacks.
     """
+    import torch
+
     unknown = sorted(set(right) - set(left))
     if unknown:
         raise ValueError(f"cannot add {unknown[0]!r}: the left side has no such tensor")
@@ -94,7 +101,9 @@ def is_finite(weights: Weights) -> bool:
 
 def nbytes(value: object) -> int:
     """Bytes of all tensors in a nest of mappings, lists and tuples; 8 for each bare number."""
-    if isinstance(value, Tensor):
+    import torch
+
+    if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):
         return sum(nbytes(item) for item in value.values())
@@ -105,6 +114,8 @@ def nbytes(value: object) -> int:
 
 def fingerprint(weights: Weights) -> str:
     """SHA-256 over names, types, shapes and bytes: equal exactly when the weights are equal bit for bit."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -127,15 +138,30 @@ class Mean:
 
     def add(self, weights: Weights, weight: float) -> None:
         """Adds one tree; `weight` must be at least 0."""
+        import torch
+
         if weight < 0:
             raise ValueError(f"a weight in a mean must be at least 0, got {weight}")
         wide = {n: t.detach() if t.is_floating_point() else t.detach().double() for n, t in weights.items()}
         if not self._sum:
-            self._types = {n: t.dtype for n, t in weights.items()}
+            self._types = self._types or {n: t.dtype for n, t in weights.items()}
             self._sum = {n: t * weight for n, t in wide.items()}
         else:
             torch._foreach_add_([self._sum[n] for n in wide], list(wide.values()), alpha=weight)
         self._weight += weight
+
+    def add_all(self, trees: Sequence[Weights], weights: Sequence[float]) -> None:
+        """Adds several trees with the same names. One tree is `add`; more are summed among themselves first."""
+        if len(trees) > 1:
+            if min(weights) < 0:
+                raise ValueError(f"a weight in a mean must be at least 0, got {min(weights)}")
+            total = float(sum(weights))
+            if total == 0:
+                return
+            self._types = self._types or {n: t.dtype for n, t in trees[0].items()}
+            trees, weights = [_weighted_mean(trees, [weight / total for weight in weights])], [total]
+        for tree, weight in zip(trees, weights, strict=True):
+            self.add(tree, weight)
 
     def value(self) -> Weights:
         """The mean; raises ValueError when the weights added so far sum to 0."""
@@ -143,3 +169,15 @@ class Mean:
             raise ValueError("the mean of nothing is not defined: the weights sum to 0")
         mean = {n: t / self._weight for n, t in self._sum.items()}
         return {n: (t if t.dtype == self._types[n] else t.round().to(self._types[n])) for n, t in mean.items()}
+
+
+def _weighted_mean(trees: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """`sum_j shares[j] * trees[j]`; integer tensors become float64."""
+    import torch
+
+    mean = {}
+    for name, first in trees[0].items():
+        stack = torch.stack([tree[name] for tree in trees])
+        stack = stack if first.is_floating_point() else stack.double()
+        mean[name] = torch.tensordot(torch.tensor(shares, dtype=stack.dtype), stack, 1)
+    return mean

@@ -52,10 +52,9 @@ def local_training(
     """SGD with momentum, weight decay and clipping, written out; `extra(w)` is added to every gradient."""
     n, b = len(positions), plan.batch_size
     steps = plan.local_steps if plan.local_steps is not None else plan.local_epochs * math.ceil(n / b)
-    draws = keys.generator(plan.seed, "minibatches", number, client)
     batches: list[np.ndarray] = []
-    while len(batches) < steps:
-        order = draws.permutation(n)
+    for repeat in range(steps):
+        order = keys.orders(plan.seed, "minibatches", number, np.array([client]), np.array([n]), repeat)[0]
         batches += [order[i : i + b] for i in range(0, n, b)]
     w = {name: tensor.clone() for name, tensor in weights.items()}
     velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
@@ -77,7 +76,7 @@ def support_and_query(federation: Federation, plan: Plan, number: int, client: i
     """The round's division of a client's training examples."""
     train = federation.positions("train", client)
     query = min(max(1, round(plan.query_fraction * len(train))), len(train) - 1)
-    order = keys.generator(plan.seed, "query", number, client).permutation(len(train))
+    order = keys.orders(plan.seed, "query", number, np.array([client]), np.array([len(train)]))[0]
     return train[order[query:]], train[order[:query]]
 
 

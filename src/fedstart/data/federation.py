@@ -106,29 +106,27 @@ class Federation:
             raise ValueError(f"{self.name}: no client {client} (clients: 0 to {self.clients - 1})")
         return self.parts[part][client]
 
-    def batch(self, positions: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, positions: np.ndarray | Tensor, dtype: torch.dtype = torch.float32, channels_last: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Inputs, normalised, of shape (n, ...) and local labels of shape (n,), both on the examples' device.
 
-        Images lie in memory with the channels last, which convolutions on a CPU read faster.
+        By default images lie in memory with the channels last, which convolutions on a CPU read faster.
         """
         index = torch.as_tensor(positions)
         inputs = self.examples.inputs.index_select(0, index)
         labels = self._local_labels.index_select(0, index)
         if inputs.is_floating_point():
             return inputs.to(dtype), labels
-        scale, shift = self._normalisation(dtype)
-        return inputs.to(dtype, memory_format=torch.channels_last).mul_(scale).add_(shift), labels
+        scale, shift = _normalisation(self.examples.mean, self.examples.std, dtype)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return inputs.to(dtype, memory_format=layout).mul_(scale).add_(shift), labels
 
     @functools.cached_property
     def _local_labels(self) -> Tensor:
         lookup = np.full(max(len(self.examples.class_names), max(self.classes) + 1), -1, dtype=np.int64)
         lookup[list(self.classes)] = np.arange(len(self.classes))
         return torch.from_numpy(lookup[self.examples.labels])
-
-    def _normalisation(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.examples.mean or (0.0,), dtype=torch.float64).view(-1, 1, 1)
-        std = torch.tensor(self.examples.std or (1.0,), dtype=torch.float64).view(-1, 1, 1)
-        return (1 / (255 * std)).to(dtype), (-mean / std).to(dtype)
 
     def pooled(self) -> Federation:
         """The federation of one client that holds everybody's examples."""
@@ -151,9 +149,17 @@ class Federation:
         digest = hashlib.sha256(f"{self.examples.fingerprint}:{self.classes}".encode())
         for name in sorted(self.parts):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.parts[name].offsets).tobytes())
-            digest.update(np.ascontiguousarray(self.parts[name].values).tobytes())
+            digest.update(np.ascontiguousarray(self.parts[name].offsets).data)
+            digest.update(np.ascontiguousarray(self.parts[name].values).data)
         return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _normalisation(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Factor and summand that bring pixels 0 .. 255 to `(x / 255 - mean) / std`, each of shape (channels, 1, 1)."""
+    means = torch.tensor(mean or (0.0,), dtype=torch.float64).view(-1, 1, 1)
+    stds = torch.tensor(std or (1.0,), dtype=torch.float64).view(-1, 1, 1)
+    return (1 / (255 * stds)).to(dtype), (-means / stds).to(dtype)
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None:

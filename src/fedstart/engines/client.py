@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from fedstart import keys
 from fedstart.data.federation import Federation
+from fedstart.engines import descent, products
+from fedstart.engines.batches import rows, size, steps
+from fedstart.engines.execution import Execution
 from fedstart.models import Model
 from fedstart.types import Judgement, Plan, Weights
 
-SHARES = ("support", "query")
-"""Parts that are shares of `train`, redrawn each round, unless the data has them."""
-
+FLOAT32 = Execution()
 CHUNK = 256
 """Examples per forward pass where no minibatch is asked for: small enough for a ResNet-18 at 64 pixels."""
 
@@ -26,15 +28,18 @@ CHUNK = 256
 class Replica:
     """One module whose tensors are overwritten in place; each thread owns one, so nothing is built per client."""
 
-    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype, execution: Execution = FLOAT32) -> None:
         self.module = model.module().to(dtype)
         self.dtype = dtype
+        self.channels_last = execution.channels_last
+        self._brief = execution.precision == "bfloat16" and dtype == torch.float32
         self._refuse_dropout()
+        if execution.linear == "onednn":
+            products.use_onednn(self.module)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         state = self.module.state_dict(keep_vars=True)
         for tensor in state.values():
-            if tensor.dim() == 4:
-                # Convolutions and pooling on a CPU are much faster with the channels last.
+            if tensor.dim() == 4 and self.channels_last:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._tensors = {name: state[name].data for name in model.shapes}
 
@@ -46,6 +51,10 @@ class Replica:
     def read(self) -> Weights:
         """A copy of every parameter and buffer."""
         return {name: tensor.clone() for name, tensor in self._tensors.items()}
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        return torch.autocast("cpu", torch.bfloat16) if self._brief else nullcontext()
 
     def _refuse_dropout(self) -> None:
         for name, part in self.module.named_modules():
@@ -88,23 +97,20 @@ class LocalClient:
         """
         self.replica.load(weights)
         self.replica.module.train()
-        parameters = list(self.replica.parameters.values())
-        optimizer = torch.optim.SGD(
-            parameters, self.plan.lr, self.plan.momentum, weight_decay=self.plan.weight_decay, fused=True
-        )
+        plan, parameters = self.plan, list(self.replica.parameters.values())
+        velocities = [torch.zeros_like(parameter) for parameter in parameters] if plan.momentum else []
         anchor = [weights[name] for name in self.replica.parameters] if proximal else []
         slope = [linear[name] for name in self.replica.parameters] if linear is not None else []
         positions = self._positions(part)
         total = torch.zeros((), dtype=torch.float64)
         for batch in self._minibatches(len(positions)):
-            optimizer.zero_grad(set_to_none=True)
             loss = self._forward(positions[batch]).mean()
-            loss.backward()
-            if slope or anchor:
-                _add_terms(parameters, slope, anchor, proximal)
-            if self.plan.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip)
-            optimizer.step()
+            gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
+            with torch.no_grad():
+                descent.add_terms(gradients, parameters, slope, anchor, proximal)
+                if plan.clip is not None:
+                    descent.clip(gradients, plan.clip)
+                descent.update(parameters, gradients, velocities, plan)
             total += loss.detach() * len(batch)
             self._count(len(batch))
         self.loss_sum += float(total)
@@ -124,19 +130,16 @@ class LocalClient:
         """Mean loss over the whole part at `weights` and its gradient, accumulated over chunks."""
         self.replica.load(weights)
         self.replica.module.train()
-        self.replica.module.zero_grad(set_to_none=True)
-        positions = self._positions(part)
-        total = 0.0
+        positions, parameters = self._positions(part), self.replica.parameters
+        total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in parameters.values()]
         for chunk in _chunks(positions):
             losses = self._forward(chunk)
-            (losses.sum() / len(positions)).backward()
+            mean = losses.sum() / len(positions)
+            found = torch.autograd.grad(mean, list(parameters.values()), materialize_grads=True)
+            torch._foreach_add_(gradients, list(found))
             total += float(losses.detach().double().sum())
         self.examples += len(positions)
-        gradient = {
-            name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-            for name, p in self.replica.parameters.items()
-        }
-        return Judgement(total / len(positions), {name: g.detach() for name, g in gradient.items()})
+        return Judgement(total / len(positions), dict(zip(parameters, gradients, strict=True)))
 
     def total_rate(self, part: str = "train") -> float:
         """Sum of the learning rates of all local steps on the part: K times eta."""
@@ -151,71 +154,28 @@ class LocalClient:
         self.remembered[name] = weights
 
     def _forward(self, positions: np.ndarray) -> Tensor:
-        inputs, labels = self.federation.batch(positions, self.replica.dtype)
-        return cross_entropy(self.replica.module(inputs), labels, reduction="none")
+        inputs, labels = self.federation.batch(positions, self.replica.dtype, self.replica.channels_last)
+        with self.replica.precision():
+            logits = self.replica.module(inputs)
+        return cross_entropy(logits.to(self.replica.dtype), labels, reduction="none")
 
     def _count(self, examples: int) -> None:
         self.examples += examples
         self.loss_count += examples
 
     def _positions(self, part: str) -> np.ndarray:
-        if part in self.federation.parts or part not in SHARES:
-            positions = self.federation.positions(part, self.identity)
-            if len(positions) == 0:
-                raise ValueError(f"{self.federation.name}: client {self.identity} has no examples in {part!r}")
-            return positions
-        train = self.federation.positions("train", self.identity)
-        held = size(self.federation, self.plan, "query", self.identity)
-        order = keys.generator(self.plan.seed, "query", self.number, self.identity).permutation(len(train))
-        return train[order[:held]] if part == "query" else train[order[held:]]
+        return rows(self.federation, self.plan, part, self.number, np.array([self.identity])).positions[0]
 
     def _minibatches(self, examples: int) -> Iterator[np.ndarray]:
-        batch = self.plan.batch_size
-        left = steps(self.plan, examples)
-        draws = keys.generator(self.plan.seed, "minibatches", self.number, self.identity)
-        while left > 0:
-            order = draws.permutation(examples)
+        batch, left = self.plan.batch_size, steps(self.plan, examples)
+        client, sizes = np.array([self.identity]), np.array([examples])
+        for repeat in itertools.count():
+            order = keys.orders(self.plan.seed, "minibatches", self.number, client, sizes, repeat)[0]
             for start in range(0, examples, batch)[:left]:
                 yield order[start : start + batch]
                 left -= 1
-
-
-def size(federation: Federation, plan: Plan, part: str, client: int) -> int:
-    """Number of examples of a client's part; `support` and `query` are shares of `train` unless the data has them.
-
-    Raises ValueError when a client has fewer than two examples to divide.
-    """
-    if part in federation.parts or part not in SHARES:
-        return len(federation.positions(part, client))
-    return share(plan, part, len(federation.positions("train", client)), f"{federation.name}: client {client}")
-
-
-def share(plan: Plan, part: str, train: int, whose: str) -> int:
-    """How many of `train` examples become `support` or `query`. Raises ValueError for fewer than two examples."""
-    if train < 2:
-        raise ValueError(
-            f"{whose} has {train} examples, too few to divide into support and query (allowed: at least 2)"
-        )
-    held = min(max(1, round(plan.query_fraction * train)), train - 1)
-    return held if part == "query" else train - held
-
-
-def steps(plan: Plan, examples: int) -> int:
-    """Minibatch steps of one client's local training."""
-    return plan.local_steps or (plan.local_epochs or 0) * math.ceil(examples / plan.batch_size)
-
-
-@torch.no_grad()
-def _add_terms(parameters: list[nn.Parameter], slope: list[Tensor], anchor: list[Tensor], proximal: float) -> None:
-    """Adds the gradients of the linear and of the proximal term, in place."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if slope:
-        torch._foreach_add_(gradients, slope)
-    if anchor:
-        torch._foreach_add_(gradients, torch._foreach_sub([p.detach() for p in parameters], anchor), alpha=proximal)
+            if not left:
+                return
 
 
 def _chunks(positions: np.ndarray) -> Iterator[np.ndarray]:

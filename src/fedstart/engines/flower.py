@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from fedstart import keys, tree
 from fedstart.engines import replies, wire
-from fedstart.engines.client import SHARES, share, steps
+from fedstart.engines.batches import SHARES, share, steps
 from fedstart.engines.exchanges import exchanges
 from fedstart.engines.members import USUAL, Member, Nodes, Patience
 from fedstart.engines.privacy import Privacy, PrivateMean, refuse_unless_means

@@ -1,11 +1,12 @@
 """The local engine: all clients in this process, several at a time on threads that each own a model.
 
-Every client runs on one torch thread, and results are taken in the order of the clients, so the number of
-threads changes no bit of any result.
+Every group of clients (one client, or `Execution.together` of them) runs on one torch thread, and results are taken
+in the order of the clients, so the number of threads changes no bit of any result.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,17 @@ from torch.nn.functional import cross_entropy
 
 from fedstart import tree
 from fedstart.data.federation import Federation
-from fedstart.engines.client import LocalClient, Replica, size
+from fedstart.engines import allocation, stacked, together
+from fedstart.engines.batches import size
+from fedstart.engines.client import FLOAT32, LocalClient, Replica
+from fedstart.engines.execution import Execution
+from fedstart.engines.stacked import Stack
+from fedstart.engines.together import StackedClient
 from fedstart.models import Model
 from fedstart.types import Cost, Counts, Memories, Plan, Weights
 
 NOTHING: Memories = MappingProxyType({})
+NO_MEMORY: Mapping[str, Weights] = MappingProxyType({})
 EVALUATION_CHUNK = 512
 WINDOW = 4
 """Results waiting per thread: bounds memory while a slow client holds up the order."""
@@ -33,14 +40,17 @@ WINDOW = 4
 class LocalEngine:
     """Runs clients on `threads` threads (none = one per core). Use as a context manager, or call `close()`.
 
+    `execution` says how they compute; `fedstart.engines.calibration` finds what is fastest on this machine.
     Raises ValueError for fewer than one thread.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, execution: Execution = FLOAT32) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.threads = threads or joblib.cpu_count()
+        self.execution = execution
         self.unscored: Mapping[int, str] = {}
+        allocation.keep_memory()
         self._pool = ThreadPoolExecutor(self.threads, "fedstart", initializer=_use_one_torch_thread)
         # Sums in the caller's thread would split over all cores and wait for those that the clients hold.
         self._summing = ThreadPoolExecutor(1, "fedstart-sum", initializer=_use_one_torch_thread)
@@ -66,7 +76,12 @@ class LocalEngine:
         clients: Sequence[int],
         memories: Memories = NOTHING,
     ) -> LocalCohort:
-        """The clients of round `number`, ready for an algorithm's `step`; `memories` is what they remember."""
+        """The clients of round `number`, ready for an algorithm's `step`; `memories` is what they remember.
+
+        Raises ValueError when clients are to be trained together and the model does not allow it.
+        """
+        if self.execution.together > 1 and (why := _refusal(model)):
+            raise ValueError(f"together = {self.execution.together}: this model's clients cannot be stacked: {why}")
         return LocalCohort(self, model, federation, plan, number, clients, memories)
 
     def evaluate(self, model: Model, federation: Federation, weights: Weights, part: str = "test") -> Counts:
@@ -82,7 +97,8 @@ class LocalEngine:
             replica = self.replica(model, dtype)
             replica.load(weights)
             replica.module.eval()
-            inputs, labels = federation.batch(positions.values[start : start + EVALUATION_CHUNK], dtype)
+            some = positions.values[start : start + EVALUATION_CHUNK]
+            inputs, labels = federation.batch(some, dtype, replica.channels_last)
             with torch.inference_mode():
                 logits = replica.module(inputs)
                 losses = cross_entropy(logits, labels, reduction="none").double()
@@ -102,15 +118,15 @@ class LocalEngine:
         """The calling thread's own copy of the model."""
         held = getattr(self._own, "held", None)
         if held is None or held[0] != (model, dtype):
-            held = ((model, dtype), Replica(model, dtype))
+            held = ((model, dtype), Replica(model, dtype, self.execution))
             self._own.held = held
         return held[1]
 
-    def add(self, mean: tree.Mean, weights: Weights, weight: float) -> None:
-        """Adds one client's weights to a mean, on one torch thread."""
-        self._summing.submit(mean.add, weights, weight).result()
+    def add(self, mean: tree.Mean, trees: list[Weights], weights: list[float]) -> None:
+        """Adds the weights of some clients to a mean, on one torch thread."""
+        self._summing.submit(mean.add_all, trees, weights).result()
 
-    def stream(self, call: Callable[[int], Any], items: Sequence[int]) -> Iterator[Any]:
+    def stream(self, call: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """`call(item)` on the threads, results in the order of the items; the first error ends the rest."""
         waiting: deque[Future[Any]] = deque()
         try:
@@ -166,35 +182,62 @@ class LocalCohort:
 
     def map(self, method: Callable[..., Any], *broadcast: Any) -> list[Any]:
         """`method(client, *broadcast)` for every client, in the order of `clients`. One exchange."""
-        return list(self._exchange(method, broadcast))
+        return [result for results in self._exchange(method, broadcast) for result in results]
 
     def mean(self, method: Callable[..., Weights], *broadcast: Any, weight: str | None = "train") -> Weights:
         """Streaming mean of `method(client, *broadcast)`, weighted by the size of the part `weight`; None = plain."""
-        mean = tree.Mean()
-        for client, result in zip(self.clients, self._exchange(method, broadcast), strict=True):
-            share = 1 if weight is None else size(self._federation, self._plan, weight, client)
-            self._engine.add(mean, result, share)
+        mean, begin = tree.Mean(), 0
+        for results in self._exchange(method, broadcast):
+            clients, begin = self.clients[begin : begin + len(results)], begin + len(results)
+            self._engine.add(mean, results, [self._weight(weight, client) for client in clients])
         return mean.value()
 
-    def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...]) -> Iterator[Any]:
-        dtype = _dtype(broadcast)
+    def _weight(self, part: str | None, client: int) -> int:
+        return 1 if part is None else size(self._federation, self._plan, part, client)
+
+    def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...]) -> Iterator[list[Any]]:
+        """The results of each group of clients."""
+        dtype, together = _dtype(broadcast), self._engine.execution.together
         down, up, examples = len(self.clients) * tree.nbytes(broadcast), 0, 0
+        groups = [self.clients[begin : begin + together] for begin in range(0, len(self.clients), together)]
+        run = self._singly if together == 1 else self._together
 
-        def call(identity: int) -> tuple[Any, LocalClient]:
-            replica = self._engine.replica(self._model, dtype)
-            memory = self._before.get(identity, {})
-            client = LocalClient(identity, self._federation, self._plan, self._number, replica, memory)
-            return method(client, *broadcast), client
+        def call(group: tuple[int, ...]) -> tuple[list[Any], Sequence[LocalClient | StackedClient]]:
+            return run(method, broadcast, group, self._engine.replica(self._model, dtype))
 
-        for result, client in self._engine.stream(call, self.clients):
-            up += tree.nbytes(result)
-            examples += client.examples
-            self.loss_sum += client.loss_sum
-            self.loss_count += client.loss_count
-            if client.remembered:
-                self.memories[client.identity] = {**self.memories.get(client.identity, {}), **client.remembered}
-            yield result
+        for results, clients in self._engine.stream(call, groups):
+            up += sum(tree.nbytes(result) for result in results)
+            for client in clients:
+                self._take_over(client)
+                examples += client.examples
+            yield results
         self.cost += Cost(examples, 1, down, up)
+
+    def _singly(
+        self, method: Callable[..., Any], broadcast: tuple[Any, ...], group: tuple[int, ...], replica: Replica
+    ) -> tuple[list[Any], Sequence[LocalClient]]:
+        memory = self._before.get(group[0], NO_MEMORY)
+        client = LocalClient(group[0], self._federation, self._plan, self._number, replica, memory)
+        return [method(client, *broadcast)], [client]
+
+    def _together(
+        self, method: Callable[..., Any], broadcast: tuple[Any, ...], group: tuple[int, ...], replica: Replica
+    ) -> tuple[list[Any], Sequence[StackedClient]]:
+        stack = Stack(replica, self._federation, self._plan, self._number, group)
+        clients = [StackedClient(client, stack, self._before.get(client, NO_MEMORY)) for client in group]
+        return together.run(method, clients, broadcast), clients
+
+    def _take_over(self, client: LocalClient | StackedClient) -> None:
+        """What a client leaves behind besides its result."""
+        self.loss_sum += client.loss_sum
+        self.loss_count += client.loss_count
+        if client.remembered:
+            self.memories[client.identity] = {**self.memories.get(client.identity, {}), **client.remembered}
+
+
+@functools.lru_cache(maxsize=8)
+def _refusal(model: Model) -> str | None:
+    return stacked.refusal(model)
 
 
 def _dtype(value: Any) -> torch.dtype:

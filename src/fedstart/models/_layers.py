@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
-from torch import nn
+# Architectures are listed, and their settings checked, without torch, which takes a second to import.
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def image_shape(shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
@@ -22,10 +25,13 @@ def two_convolutions(
 ) -> nn.Module:
     """Twice (convolution with "same" padding, 2x2 max-pooling, ReLU), then a hidden linear layer with ReLU and `fc`.
 
-    ReLU and max-pooling commute; behind the pooling ReLU has a quarter of the numbers to look at.
+    ReLU and max-pooling commute; behind the pooling ReLU has a quarter of the numbers to look at, and behind the
+    flattening its gradient lies in memory as it is needed.
 
     `kernel` is odd. Raises ValueError unless `shape` is an image of at least 4x4 pixels.
     """
+    from torch import nn
+
     inputs, height, width = image_shape(shape, smallest=4)
     features = channels[1] * (height // 4) * (width // 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -34,8 +40,8 @@ def two_convolutions(
         relu1=nn.ReLU(),
         conv2=nn.Conv2d(channels[0], channels[1], kernel, padding=kernel // 2),
         pool2=nn.MaxPool2d(2),
-        relu2=nn.ReLU(),
         flatten=nn.Flatten(),
+        relu2=nn.ReLU(),
         hidden=nn.Linear(features, hidden),
         relu3=nn.ReLU(),
         fc=nn.Linear(hidden, classes),

@@ -1,0 +1,98 @@
+"""Which examples clients see in a round: their parts and minibatches, for one client or many at once."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fedstart import keys
+from fedstart.data.federation import Federation
+from fedstart.types import Plan
+
+SHARES = ("support", "query")
+"""Parts that are shares of `train`, redrawn each round, unless the data has them."""
+
+
+class Rows(NamedTuple):
+    """The positions of a part: row k, shape (clients, largest), begins with `sizes[k]` positions of client k.
+
+    Behind them a row is filled with positions that exist and are not client k's business.
+    """
+
+    positions: np.ndarray
+    sizes: np.ndarray
+
+
+def rows(federation: Federation, plan: Plan, part: str, number: int, clients: np.ndarray) -> Rows:
+    """The part of each client in round `number`. Raises ValueError for a client without examples in it."""
+    if part in federation.parts or part not in SHARES:
+        held = _held(federation, part, clients)
+        if not held.sizes.all():
+            empty = int(clients[held.sizes.argmin()])
+            raise ValueError(f"{federation.name}: client {empty} has no examples in {part!r}")
+        return held
+    train = _held(federation, "train", clients)
+    whose = [f"{federation.name}: client {client}" for client in clients]
+    query = np.array([share(plan, "query", int(held), who) for held, who in zip(train.sizes, whose, strict=True)])
+    shuffled = keys.orders(plan.seed, "query", number, clients, train.sizes)
+    if part == "query":
+        return Rows(np.take_along_axis(train.positions, shuffled[:, : query.max()], 1), query)
+    columns = query[:, None] + np.arange(int((train.sizes - query).max()))
+    chosen = np.take_along_axis(shuffled, columns.clip(max=shuffled.shape[1] - 1), 1)
+    return Rows(np.take_along_axis(train.positions, chosen, 1), train.sizes - query)
+
+
+def minibatches(plan: Plan, number: int, clients: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every client and step the places, in the client's own row, of the examples of that step's minibatch.
+
+    Returns places of shape (clients, steps, width) and how many of each are meant, shape (clients, steps): 0 where a
+    client has fewer steps than others. Drawn without replacement, reshuffled each pass, keyed by (seed, round, client).
+    """
+    width = min(plan.batch_size, int(sizes.max()))
+    batches = -(-sizes // plan.batch_size)
+    taken = np.array([steps(plan, int(examples)) for examples in sizes])
+    passes, places = np.divmod(np.arange(int(taken.max())), batches[:, None])
+    columns = places[:, :, None] * plan.batch_size + np.arange(width)
+    counts = (sizes[:, None] - places * plan.batch_size).clip(0, width)
+    counts[np.arange(counts.shape[1]) >= taken[:, None]] = 0
+    orders = [
+        keys.orders(plan.seed, "minibatches", number, clients, sizes, repeat) for repeat in range(passes.max() + 1)
+    ]
+    rows = np.arange(len(clients))[:, None, None]
+    return np.stack(orders)[passes[:, :, None], rows, columns.clip(max=orders[0].shape[1] - 1)], counts
+
+
+def size(federation: Federation, plan: Plan, part: str, client: int) -> int:
+    """Number of examples of a client's part; `support` and `query` are shares of `train` unless the data has them.
+
+    Raises ValueError when a client has fewer than two examples to divide.
+    """
+    if part in federation.parts or part not in SHARES:
+        return len(federation.positions(part, client))
+    return share(plan, part, len(federation.positions("train", client)), f"{federation.name}: client {client}")
+
+
+def share(plan: Plan, part: str, train: int, whose: str) -> int:
+    """How many of `train` examples become `support` or `query`. Raises ValueError for fewer than two examples."""
+    if train < 2:
+        raise ValueError(
+            f"{whose} has {train} examples, too few to divide into support and query (allowed: at least 2)"
+        )
+    held = min(max(1, round(plan.query_fraction * train)), train - 1)
+    return held if part == "query" else train - held
+
+
+def steps(plan: Plan, examples: int) -> int:
+    """Minibatch steps of one client's local training."""
+    return plan.local_steps or (plan.local_epochs or 0) * math.ceil(examples / plan.batch_size)
+
+
+def _held(federation: Federation, part: str, clients: np.ndarray) -> Rows:
+    for client in (clients.min(), clients.max()):
+        federation.positions(part, int(client))
+    held = federation.parts[part]
+    begins, sizes = held.offsets[clients], held.offsets[clients + 1] - held.offsets[clients]
+    places = begins[:, None] + np.arange(int(sizes.max()))
+    return Rows(held.values[places.clip(max=len(held.values) - 1)], sizes)

@@ -1,0 +1,165 @@
+"""Many clients in one pass: their weights stacked, shape (clients, ...), so that one product does the work of many.
+
+The mathematics is that of `LocalClient`, client by client; only the order of float sums differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import cross_entropy
+
+from fedstart.data.federation import Federation
+from fedstart.engines import descent
+from fedstart.engines.batches import minibatches, rows
+from fedstart.engines.client import Replica
+from fedstart.models import Model
+from fedstart.types import Judgement, Plan, Weights
+
+CHUNK = 2048
+"""Examples of all clients together per forward pass where no minibatch is asked for."""
+
+
+class Trained(NamedTuple):
+    """Local training of many clients: weights of each, and the sum of its losses and number of examples seen."""
+
+    weights: list[Weights]
+    loss_sums: np.ndarray
+    examples: np.ndarray
+
+
+def refusal(model: Model) -> str | None:
+    """Why the clients of this model cannot be stacked; None if they can."""
+    module = model.module()
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if shared := [name for name in model.shapes if name not in trained]:
+        return f"{shared[0]!r} is not trained by gradients"
+    weights = {name: tensor.detach().expand(2, *tensor.shape) for name, tensor in module.named_parameters()}
+    try:
+        vmap(lambda one, some: functional_call(module, one, (some,)))(weights, torch.zeros(2, 1, *model.shape))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+class Stack:
+    """The clients that one pass works on, shape (clients,), in one round of a plan."""
+
+    def __init__(
+        self, replica: Replica, federation: Federation, plan: Plan, number: int, clients: Sequence[int]
+    ) -> None:
+        self.replica, self.federation, self.plan, self.number = replica, federation, plan, number
+        self.clients = np.array(clients)
+        replica.module.train()
+
+    def descend(
+        self,
+        starts: Sequence[Weights],
+        part: str,
+        slopes: Sequence[Weights] | None,
+        proximal: float,
+    ) -> Trained:
+        """Each client's local SGD from its own start on `loss + <slope, w> + proximal/2 ||w - start||^2`."""
+        plan, held = self.plan, rows(self.federation, self.plan, part, self.number, self.clients)
+        places, counts = minibatches(plan, self.number, self.clients, held.sizes)
+        # Clients with more steps come first, so that those still at work are always the first few.
+        order = np.argsort(-(counts > 0).sum(1), kind="stable")
+        stack = self._stack([starts[k] for k in order])
+        anchor = [tensor.clone() for tensor in stack.values()] if proximal else []
+        slope = list(self._stack([slopes[k] for k in order]).values()) if slopes is not None else []
+        velocities = [torch.zeros_like(t) for t in stack.values()] if plan.momentum else []
+        positions = np.take_along_axis(held.positions[:, None], places, 2)[order]
+        counts, sums = counts[order], torch.zeros(len(order), dtype=torch.float64)
+        for step in range(counts.shape[1]):
+            working = int((counts[:, step] > 0).sum())
+            some = {name: tensor[:working].detach().requires_grad_() for name, tensor in stack.items()}
+            losses = self._mean_losses(some, positions[:working, step], counts[:working, step])
+            gradients = list(torch.autograd.grad(losses.sum(), list(some.values()), materialize_grads=True))
+            with torch.no_grad():
+                parameters = [tensor[:working] for tensor in stack.values()]
+                descent.add_terms(
+                    gradients, parameters, [t[:working] for t in slope], [t[:working] for t in anchor], proximal
+                )
+                if plan.clip is not None:
+                    descent.clip(gradients, plan.clip, working)
+                descent.update(parameters, gradients, [t[:working] for t in velocities], plan)
+            sums[:working] += losses.detach() * torch.from_numpy(counts[:working, step])
+        back = np.argsort(order)
+        trained = self._each(stack)
+        return Trained([trained[k] for k in back], sums.numpy()[back], counts.sum(1)[back])
+
+    def gradients(self, weights: Sequence[Weights], part: str) -> list[Judgement]:
+        """Each client's mean loss over its part at its weights, and its gradient."""
+        stack = self._stack(weights)
+        losses, gradients = np.zeros(len(self.clients)), [torch.zeros_like(tensor) for tensor in stack.values()]
+        for positions, shares in self._chunks(part):
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in stack.items()}
+            means = self._weighted_losses(leaves, positions, shares)
+            found = torch.autograd.grad(means.sum(), list(leaves.values()), materialize_grads=True)
+            torch._foreach_add_(gradients, list(found))
+            losses += means.detach().double().numpy()
+        found = dict(zip(stack, gradients, strict=True))
+        return [Judgement(float(loss), one) for loss, one in zip(losses, self._each(found), strict=True)]
+
+    @torch.no_grad()
+    def losses(self, weights: Sequence[Weights], part: str) -> list[float]:
+        """Each client's mean loss over its part at its weights."""
+        stack, losses = self._stack(weights), np.zeros(len(self.clients))
+        for positions, shares in self._chunks(part):
+            losses += self._weighted_losses(stack, positions, shares).double().numpy()
+        return losses.tolist()
+
+    def sizes(self, part: str) -> np.ndarray:
+        """Number of examples of each client's part."""
+        return rows(self.federation, self.plan, part, self.number, self.clients).sizes
+
+    def _stack(self, weights: Sequence[Weights]) -> Weights:
+        """Trainable tensors of shape (clients, ...), in memory of their own."""
+        names, first = self.replica.parameters, weights[0]
+        if all(one is first for one in weights):
+            return {name: first[name].expand(len(weights), *first[name].shape).clone() for name in names}
+        return {name: torch.stack([one[name] for one in weights]) for name in names}
+
+    def _each(self, stack: Weights) -> list[Weights]:
+        """The clients' own trees: views of the stack."""
+        return [dict(zip(stack, row, strict=True)) for row in zip(*(t.unbind(0) for t in stack.values()), strict=True)]
+
+    def _mean_losses(self, weights: Weights, positions: np.ndarray, counts: np.ndarray) -> Tensor:
+        """Mean loss of each client's minibatch: the first `counts[k]` positions of row k."""
+        width = int(counts.max())
+        if (counts == width).all():
+            return self._losses(weights, positions[:, :width]).mean(1)
+        meant = np.arange(width) < counts[:, None]
+        return self._weighted_losses(weights, positions[:, :width], meant / counts[:, None])
+
+    def _weighted_losses(self, weights: Weights, positions: np.ndarray, shares: np.ndarray) -> Tensor:
+        """`sum_i shares[k, i] * loss_i` for each client; where the share is 0 the example has no effect at all."""
+        share = torch.from_numpy(shares).to(self.replica.dtype)
+        losses = self._losses(weights, positions)
+        return torch.where(share > 0, losses * share, 0).sum(1)
+
+    def _losses(self, weights: Weights, positions: np.ndarray) -> Tensor:
+        """Loss of each example, shape (clients, width)."""
+        clients, width = positions.shape
+        inputs, labels = self.federation.batch(positions.ravel(), self.replica.dtype, self.replica.channels_last)
+        with self.replica.precision():
+            logits = vmap(self._apply)(weights, inputs.unflatten(0, (clients, width)))
+        flat = logits.flatten(0, 1).to(self.replica.dtype)
+        return cross_entropy(flat, labels, reduction="none").view(clients, width)
+
+    def _apply(self, weights: Weights, inputs: Tensor) -> Tensor:
+        module: nn.Module = self.replica.module
+        return functional_call(module, weights, (inputs,))
+
+    def _chunks(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The whole part of every client, some columns at a time: positions, and each one's share in the mean."""
+        held = rows(self.federation, self.plan, part, self.number, self.clients)
+        width = max(1, CHUNK // len(self.clients))
+        for begin in range(0, held.positions.shape[1], width):
+            columns = np.arange(begin, min(begin + width, held.positions.shape[1]))
+            yield held.positions[:, columns], (columns < held.sizes[:, None]) / held.sizes[:, None]
