@@ -20,11 +20,13 @@ from fedstart.models.cnn import CNN
 from fedstart.models.cnn3x3 import CNN3x3
 from fedstart.models.mlp import MLP
 from fedstart.models.resnet18 import ResNet18
+from fedstart.models.simple_cnn import SimpleCNN
 
 SMALL = {
     "mlp": Model(MLP(hidden=(7, 6)), (3, 4), 5),
     "cnn": Model(CNN(channels=(2, 3), hidden=8), (1, 8, 9), 5),
     "cnn3x3": Model(CNN3x3(channels=(2, 3), hidden=8), (3, 9, 8), 5),
+    "simple_cnn": Model(SimpleCNN(channels=(2, 3), hidden=8), (3, 9, 8), 5),
     "resnet18 group": Model(ResNet18(width=4), (3, 16, 16), 5),
     "resnet18 batch": Model(ResNet18(norm="batch", width=4), (3, 16, 16), 5),
     "resnet18 imagenet": Model(ResNet18(stem="imagenet", width=4), (1, 32, 32), 5),

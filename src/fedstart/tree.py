@@ -7,7 +7,7 @@ averaged in float64 and rounded by `Mean`, and left as they are everywhere else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fedstart.types import Weights
@@ -101,14 +101,14 @@ def is_finite(weights: Weights) -> bool:
 
 def nbytes(value: object) -> int:
     """Bytes of all tensors in a nest of mappings, lists and tuples; 8 for each bare number."""
-    import torch
+    from torch import Tensor
 
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(nbytes(item) for item in value.values())
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum([nbytes(item) for item in value.values()])
     if isinstance(value, list | tuple):
-        return sum(nbytes(item) for item in value)
+        return sum([nbytes(item) for item in value])
     return 8 if isinstance(value, int | float) else 0
 
 
@@ -144,24 +144,30 @@ class Mean:
             raise ValueError(f"a weight in a mean must be at least 0, got {weight}")
         wide = {n: t.detach() if t.is_floating_point() else t.detach().double() for n, t in weights.items()}
         if not self._sum:
-            self._types = self._types or {n: t.dtype for n, t in weights.items()}
+            self._types = {n: t.dtype for n, t in weights.items()}
             self._sum = {n: t * weight for n, t in wide.items()}
         else:
             torch._foreach_add_([self._sum[n] for n in wide], list(wide.values()), alpha=weight)
         self._weight += weight
 
     def add_all(self, trees: Sequence[Weights], weights: Sequence[float]) -> None:
-        """Adds several trees with the same names. One tree is `add`; more are summed among themselves first."""
-        if len(trees) > 1:
-            if min(weights) < 0:
-                raise ValueError(f"a weight in a mean must be at least 0, got {min(weights)}")
-            total = float(sum(weights))
-            if total == 0:
-                return
-            self._types = self._types or {n: t.dtype for n, t in trees[0].items()}
-            trees, weights = [_weighted_mean(trees, [weight / total for weight in weights])], [total]
-        for tree, weight in zip(trees, weights, strict=True):
-            self.add(tree, weight)
+        """Adds trees with the same names, all of them at once in memory; the sum is rounded in another order."""
+        import torch
+
+        for name, first in trees[0].items():
+            stack = torch.stack([tree[name].detach() for tree in trees])
+            stack = stack if first.is_floating_point() else stack.double()
+            total = torch.tensordot(torch.tensor(weights, dtype=stack.dtype), stack, 1)
+            self._sum[name] = self._sum[name] + total if name in self._sum else total
+            self._types.setdefault(name, first.dtype)
+        self._weight += sum(weights)
+
+    def merge(self, other: Mean) -> None:
+        """Adds all that was added to another mean."""
+        for name, total in other._sum.items():
+            self._sum[name] = self._sum[name] + total if name in self._sum else total
+        self._types = {**other._types, **self._types}
+        self._weight += other._weight
 
     def value(self) -> Weights:
         """The mean; raises ValueError when the weights added so far sum to 0."""
@@ -169,15 +175,3 @@ class Mean:
             raise ValueError("the mean of nothing is not defined: the weights sum to 0")
         mean = {n: t / self._weight for n, t in self._sum.items()}
         return {n: (t if t.dtype == self._types[n] else t.round().to(self._types[n])) for n, t in mean.items()}
-
-
-def _weighted_mean(trees: Sequence[Weights], shares: Sequence[float]) -> Weights:
-    """`sum_j shares[j] * trees[j]`; integer tensors become float64."""
-    import torch
-
-    mean = {}
-    for name, first in trees[0].items():
-        stack = torch.stack([tree[name] for tree in trees])
-        stack = stack if first.is_floating_point() else stack.double()
-        mean[name] = torch.tensordot(torch.tensor(shares, dtype=stack.dtype), stack, 1)
-    return mean

@@ -18,7 +18,7 @@ SHARES = ("support", "query")
 class Rows(NamedTuple):
     """The positions of a part: row k, shape (clients, largest), begins with `sizes[k]` positions of client k.
 
-    Behind them a row is filled with positions that exist and are not client k's business.
+    Behind them a row is filled with others of the client's positions.
     """
 
     positions: np.ndarray
@@ -28,14 +28,13 @@ class Rows(NamedTuple):
 def rows(federation: Federation, plan: Plan, part: str, number: int, clients: np.ndarray) -> Rows:
     """The part of each client in round `number`. Raises ValueError for a client without examples in it."""
     if part in federation.parts or part not in SHARES:
-        held = _held(federation, part, clients)
+        held = _held(federation, plan, part, clients)
         if not held.sizes.all():
             empty = int(clients[held.sizes.argmin()])
             raise ValueError(f"{federation.name}: client {empty} has no examples in {part!r}")
         return held
-    train = _held(federation, "train", clients)
-    whose = [f"{federation.name}: client {client}" for client in clients]
-    query = np.array([share(plan, "query", int(held), who) for held, who in zip(train.sizes, whose, strict=True)])
+    train = _held(federation, plan, "train", clients)
+    query = sizes(federation, plan, "query", clients)
     shuffled = keys.orders(plan.seed, "query", number, clients, train.sizes)
     if part == "query":
         return Rows(np.take_along_axis(train.positions, shuffled[:, : query.max()], 1), query)
@@ -56,7 +55,8 @@ def minibatches(plan: Plan, number: int, clients: np.ndarray, sizes: np.ndarray)
     passes, places = np.divmod(np.arange(int(taken.max())), batches[:, None])
     columns = places[:, :, None] * plan.batch_size + np.arange(width)
     counts = (sizes[:, None] - places * plan.batch_size).clip(0, width)
-    counts[np.arange(counts.shape[1]) >= taken[:, None]] = 0
+    over = np.arange(counts.shape[1]) >= taken[:, None]
+    counts[over] = passes[over] = 0
     orders = [
         keys.orders(plan.seed, "minibatches", number, clients, sizes, repeat) for repeat in range(passes.max() + 1)
     ]
@@ -65,13 +65,26 @@ def minibatches(plan: Plan, number: int, clients: np.ndarray, sizes: np.ndarray)
 
 
 def size(federation: Federation, plan: Plan, part: str, client: int) -> int:
-    """Number of examples of a client's part; `support` and `query` are shares of `train` unless the data has them.
+    """Number of examples of one client's part, as `sizes`."""
+    return int(sizes(federation, plan, part, np.array([client]))[0])
+
+
+def sizes(federation: Federation, plan: Plan, part: str, clients: np.ndarray) -> np.ndarray:
+    """Number of examples of each client's part; `support` and `query` are shares of `train` unless the data has them.
 
     Raises ValueError when a client has fewer than two examples to divide.
     """
-    if part in federation.parts or part not in SHARES:
-        return len(federation.positions(part, client))
-    return share(plan, part, len(federation.positions("train", client)), f"{federation.name}: client {client}")
+    shared = part in SHARES and part not in federation.parts
+    source = "train" if shared else part
+    for client in (clients.min(), clients.max()):
+        federation.positions(source, int(client))
+    offsets = federation.parts[source].offsets
+    held = offsets[clients + 1] - offsets[clients]
+    if not shared:
+        return held
+    whose = f"{federation.name}: client {clients[held.argmin()]}"
+    share(plan, part, int(held.min()), whose)
+    return np.array([share(plan, part, examples, whose) for examples in held.tolist()])
 
 
 def share(plan: Plan, part: str, train: int, whose: str) -> int:
@@ -89,10 +102,7 @@ def steps(plan: Plan, examples: int) -> int:
     return plan.local_steps or (plan.local_epochs or 0) * math.ceil(examples / plan.batch_size)
 
 
-def _held(federation: Federation, part: str, clients: np.ndarray) -> Rows:
-    for client in (clients.min(), clients.max()):
-        federation.positions(part, int(client))
-    held = federation.parts[part]
-    begins, sizes = held.offsets[clients], held.offsets[clients + 1] - held.offsets[clients]
-    places = begins[:, None] + np.arange(int(sizes.max()))
-    return Rows(held.values[places.clip(max=len(held.values) - 1)], sizes)
+def _held(federation: Federation, plan: Plan, part: str, clients: np.ndarray) -> Rows:
+    counts, held = sizes(federation, plan, part, clients), federation.parts[part]
+    columns = np.minimum(np.arange(int(counts.max())), counts[:, None] - 1)
+    return Rows(held.values[held.offsets[clients][:, None] + columns], counts)

@@ -44,7 +44,9 @@ class Replica:
         self._tensors = {name: state[name].data for name in model.shapes}
 
     def load(self, weights: Weights) -> None:
-        """Overwrites every parameter and buffer."""
+        """Overwrites every parameter and buffer, for training."""
+        if not self.module.training:
+            self.module.train()
         with torch.no_grad():
             torch._foreach_copy_(list(self._tensors.values()), [weights[name] for name in self._tensors])
 
@@ -96,7 +98,6 @@ class LocalClient:
         Minibatches are drawn without replacement, reshuffled each pass, keyed by (seed, round, client).
         """
         self.replica.load(weights)
-        self.replica.module.train()
         plan, parameters = self.plan, list(self.replica.parameters.values())
         velocities = [torch.zeros_like(parameter) for parameter in parameters] if plan.momentum else []
         anchor = [weights[name] for name in self.replica.parameters] if proximal else []
@@ -105,11 +106,11 @@ class LocalClient:
         total = torch.zeros((), dtype=torch.float64)
         for batch in self._minibatches(len(positions)):
             loss = self._forward(positions[batch]).mean()
-            gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             with torch.no_grad():
-                descent.add_terms(gradients, parameters, slope, anchor, proximal)
+                gradients = descent.add_terms(gradients, parameters, slope, anchor, proximal)
                 if plan.clip is not None:
-                    descent.clip(gradients, plan.clip)
+                    gradients = descent.clip(gradients, plan.clip)
                 descent.update(parameters, gradients, velocities, plan)
             total += loss.detach() * len(batch)
             self._count(len(batch))
@@ -119,7 +120,6 @@ class LocalClient:
     def loss(self, weights: Weights, part: str = "train") -> float:
         """Mean loss over the part at `weights`."""
         self.replica.load(weights)
-        self.replica.module.train()
         positions = self._positions(part)
         with torch.no_grad():
             total = sum(float(self._forward(chunk).double().sum()) for chunk in _chunks(positions))
@@ -129,7 +129,6 @@ class LocalClient:
     def gradient(self, weights: Weights, part: str = "train") -> Judgement:
         """Mean loss over the whole part at `weights` and its gradient, accumulated over chunks."""
         self.replica.load(weights)
-        self.replica.module.train()
         positions, parameters = self._positions(part), self.replica.parameters
         total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in parameters.values()]
         for chunk in _chunks(positions):

@@ -1,4 +1,7 @@
-"""One step of local SGD on lists of tensors, in place: for the parameters of one client, or of many, stacked."""
+"""One step of local SGD on lists of tensors: for the parameters of one client, or of many, stacked.
+
+Gradients are never changed in place: autograd may hand out one tensor for two parameters, or one number expanded.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,27 @@ def add_terms(
     slope: Sequence[Tensor],
     anchor: Sequence[Tensor],
     proximal: float,
-) -> None:
-    """Adds the gradients of `<slope, w> + proximal/2 ||w - anchor||^2`; an empty list leaves a term out."""
+) -> Sequence[Tensor]:
+    """The gradients with those of `<slope, w> + proximal/2 ||w - anchor||^2`; an empty list leaves a term out."""
     if slope:
-        torch._foreach_add_(list(gradients), list(slope))
+        gradients = torch._foreach_add(list(gradients), list(slope))
     if anchor:
-        torch._foreach_add_(list(gradients), torch._foreach_sub(list(parameters), list(anchor)), alpha=proximal)
+        pull = torch._foreach_sub(list(parameters), list(anchor))
+        gradients = torch._foreach_add(list(gradients), list(pull), alpha=proximal)
+    return gradients
 
 
-def clip(gradients: Sequence[Tensor], limit: float, clients: int | None = None) -> None:
-    """Scales the gradients so that their norm together is at most `limit`.
+def clip(gradients: Sequence[Tensor], limit: float, clients: int | None = None) -> Sequence[Tensor]:
+    """The gradients, scaled so that their norm together is at most `limit`.
 
     With `clients`, the gradients have shape (clients, ...) and each client has a norm of its own.
     """
-    shape = (1,) if clients is None else (clients,)
-    squares = torch.stack([gradient.square().reshape(*shape, -1).sum(1) for gradient in gradients]).sum(0)
+    rows = 1 if clients is None else clients
+    squares = torch.stack([gradient.square().reshape(rows, -1).sum(1) for gradient in gradients]).sum(0)
     factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
+    if clients is None:
+        return [gradient * factor[0] for gradient in gradients]
+    return [gradient * factor.view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
 
 
 def update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], velocities: Sequence[Tensor], plan: Plan) -> None:
@@ -41,7 +47,7 @@ def update(parameters: Sequence[Tensor], gradients: Sequence[Tensor], velocities
     # Not torch's fused SGD: it reads a gradient as if it lay in memory like its parameter, and not all of these do.
     moves = list(gradients)
     if plan.weight_decay:
-        torch._foreach_add_(moves, list(parameters), alpha=plan.weight_decay)
+        moves = list(torch._foreach_add(moves, list(parameters), alpha=plan.weight_decay))
     if plan.momentum:
         torch._foreach_mul_(list(velocities), plan.momentum)
         torch._foreach_add_(list(velocities), moves)

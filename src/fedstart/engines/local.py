@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from fedstart import tree
 from fedstart.data.federation import Federation
 from fedstart.engines import allocation, stacked, together
-from fedstart.engines.batches import size
+from fedstart.engines.batches import sizes
 from fedstart.engines.client import FLOAT32, LocalClient, Replica
 from fedstart.engines.execution import Execution
 from fedstart.engines.stacked import Stack
@@ -33,6 +33,8 @@ from fedstart.types import Cost, Counts, Memories, Plan, Weights
 NOTHING: Memories = MappingProxyType({})
 NO_MEMORY: Mapping[str, Weights] = MappingProxyType({})
 EVALUATION_CHUNK = 512
+UNDIVIDED = 32768
+"""Elements from which torch divides a sum over its threads."""
 WINDOW = 4
 """Results waiting per thread: bounds memory while a slow client holds up the order."""
 
@@ -122,9 +124,14 @@ class LocalEngine:
             self._own.held = held
         return held[1]
 
-    def add(self, mean: tree.Mean, trees: list[Weights], weights: list[float]) -> None:
-        """Adds the weights of some clients to a mean, on one torch thread."""
-        self._summing.submit(mean.add_all, trees, weights).result()
+    def add(self, mean: tree.Mean, part: tree.Mean | tuple[Weights, float]) -> None:
+        """Adds a group's weights to a mean, on one torch thread."""
+        if isinstance(part, tree.Mean):
+            self._summing.submit(mean.merge, part).result()
+        elif all(tensor.numel() < UNDIVIDED for tensor in part[0].values()):
+            mean.add(*part)
+        else:
+            self._summing.submit(mean.add, *part).result()
 
     def stream(self, call: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """`call(item)` on the threads, results in the order of the items; the first error ends the rest."""
@@ -182,35 +189,50 @@ class LocalCohort:
 
     def map(self, method: Callable[..., Any], *broadcast: Any) -> list[Any]:
         """`method(client, *broadcast)` for every client, in the order of `clients`. One exchange."""
-        return [result for results in self._exchange(method, broadcast) for result in results]
+        return [
+            result for results in self._exchange(method, broadcast, lambda results, _: results) for result in results
+        ]
 
     def mean(self, method: Callable[..., Weights], *broadcast: Any, weight: str | None = "train") -> Weights:
         """Streaming mean of `method(client, *broadcast)`, weighted by the size of the part `weight`; None = plain."""
-        mean, begin = tree.Mean(), 0
-        for results in self._exchange(method, broadcast):
-            clients, begin = self.clients[begin : begin + len(results)], begin + len(results)
-            self._engine.add(mean, results, [self._weight(weight, client) for client in clients])
+
+        def gather(results: list[Weights], group: tuple[int, ...]) -> tree.Mean | tuple[Weights, float]:
+            clients = np.array(group)
+            held = np.ones_like(clients) if weight is None else sizes(self._federation, self._plan, weight, clients)
+            shares = held.tolist()
+            if len(group) == 1:
+                return results[0], shares[0]
+            part = tree.Mean()
+            part.add_all(results, shares)
+            return part
+
+        mean = tree.Mean()
+        for part in self._exchange(method, broadcast, gather):
+            self._engine.add(mean, part)
         return mean.value()
 
-    def _weight(self, part: str | None, client: int) -> int:
-        return 1 if part is None else size(self._federation, self._plan, part, client)
-
-    def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...]) -> Iterator[list[Any]]:
-        """The results of each group of clients."""
+    def _exchange(
+        self,
+        method: Callable[..., Any],
+        broadcast: tuple[Any, ...],
+        gather: Callable[[list[Any], tuple[int, ...]], Any],
+    ) -> Iterator[Any]:
+        """For each group of clients what `gather(results, group)` makes of them, on the group's own thread."""
         dtype, together = _dtype(broadcast), self._engine.execution.together
         down, up, examples = len(self.clients) * tree.nbytes(broadcast), 0, 0
         groups = [self.clients[begin : begin + together] for begin in range(0, len(self.clients), together)]
-        run = self._singly if together == 1 else self._together
 
-        def call(group: tuple[int, ...]) -> tuple[list[Any], Sequence[LocalClient | StackedClient]]:
-            return run(method, broadcast, group, self._engine.replica(self._model, dtype))
+        def call(group: tuple[int, ...]) -> tuple[Any, int, Sequence[LocalClient | StackedClient]]:
+            run = self._singly if len(group) == 1 else self._together
+            results, clients = run(method, broadcast, group, self._engine.replica(self._model, dtype))
+            return gather(results, group), tree.nbytes(results), clients
 
-        for results, clients in self._engine.stream(call, groups):
-            up += sum(tree.nbytes(result) for result in results)
+        for gathered, size, clients in self._engine.stream(call, groups):
+            up += size
             for client in clients:
                 self._take_over(client)
                 examples += client.examples
-            yield results
+            yield gathered
         self.cost += Cost(examples, 1, down, up)
 
     def _singly(

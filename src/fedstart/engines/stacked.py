@@ -39,6 +39,8 @@ def refusal(model: Model) -> str | None:
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if shared := [name for name in model.shapes if name not in trained]:
         return f"{shared[0]!r} is not trained by gradients"
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+        return "in BatchNorm the examples of a batch see each other"
     weights = {name: tensor.detach().expand(2, *tensor.shape) for name, tensor in module.named_parameters()}
     try:
         vmap(lambda one, some: functional_call(module, one, (some,)))(weights, torch.zeros(2, 1, *model.shape))
@@ -79,14 +81,14 @@ class Stack:
             working = int((counts[:, step] > 0).sum())
             some = {name: tensor[:working].detach().requires_grad_() for name, tensor in stack.items()}
             losses = self._mean_losses(some, positions[:working, step], counts[:working, step])
-            gradients = list(torch.autograd.grad(losses.sum(), list(some.values()), materialize_grads=True))
+            gradients = torch.autograd.grad(losses.sum(), list(some.values()), materialize_grads=True)
             with torch.no_grad():
                 parameters = [tensor[:working] for tensor in stack.values()]
-                descent.add_terms(
+                gradients = descent.add_terms(
                     gradients, parameters, [t[:working] for t in slope], [t[:working] for t in anchor], proximal
                 )
                 if plan.clip is not None:
-                    descent.clip(gradients, plan.clip, working)
+                    gradients = descent.clip(gradients, plan.clip, working)
                 descent.update(parameters, gradients, [t[:working] for t in velocities], plan)
             sums[:working] += losses.detach() * torch.from_numpy(counts[:working, step])
         back = np.argsort(order)
