@@ -133,7 +133,8 @@ def pretrain(
 ) -> None:
     """Make a Start: train METHOD over clients and keep the weights.
 
-    Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model and partition:
+    Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model, partition and
+    execution (how the engine computes; by default as is fastest on this machine):
     fedstart pretrain coprefl --data digits --out start plan.rounds=20 plan.lr=0.1 method.balance=0.5
     """
     from fedstart.cli import _output, _settings
@@ -177,16 +178,17 @@ def federate(
 ) -> None:
     """Run one downstream federation from a Start, and score every client.
 
-    Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model and partition:
+    Settings stand behind the options, as TABLE.KEY=VALUE, with the tables plan, method, model, partition and
+    execution (how the engine computes; by default as is fastest on this machine):
     fedstart federate start --data digits --out run plan.rounds=20 plan.lr=0.1 partition.alpha=0.5
-    With --engine flower there is also patience (nodes, join_seconds, reply_seconds, share), and --data own says that
-    each node's configuration names its own data.
+    With --engine flower there is no execution, but patience (nodes, join_seconds, reply_seconds, share), and
+    --data own says that each node's configuration names its own data.
     """
     from fedstart.cli import _output, _settings
 
     if engine is Engine.local and (superlink or root_certificates or insecure):
         raise ValueError("--superlink, --root-certificates and --insecure are for --engine flower")
-    tables = (*_settings.TABLES, "patience") if engine is Engine.flower else _settings.TABLES
+    tables = _settings.FLOWER if engine is Engine.flower else _settings.LOCAL
     chosen = _settings.choose(settings or (), method, ("fedstart.algorithms",), partition, tables)
 
     # Imports torch, which takes more than a second: what is wrong in the settings was told before.

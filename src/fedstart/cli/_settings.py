@@ -9,9 +9,12 @@ from typing import Any
 
 from fedstart import names
 from fedstart.data import partitions
+from fedstart.engines.execution import Execution
 from fedstart.types import Plan
 
-TABLES = ("plan", "method", "model", "partition")
+COMMON = ("plan", "method", "model", "partition")
+LOCAL = (*COMMON, "execution")
+FLOWER = (*COMMON, "patience")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Chosen:
 
 
 def choose(
-    words: Sequence[str], method: str, methods: Sequence[str], partition: str, allowed: Sequence[str] = TABLES
+    words: Sequence[str], method: str, methods: Sequence[str], partition: str, allowed: Sequence[str] = LOCAL
 ) -> Chosen:
     """What `TABLE.KEY=VALUE` words say about a method of the packages `methods`, a plan and a partition.
 
@@ -33,6 +36,7 @@ def choose(
     """
     given = tables(words, allowed)
     classes = {name: cls for package in methods for name, cls in names.discover(package).items()}
+    build("execution", Execution, given.get("execution", {}))
     work = {} if given["plan"].keys() & {"local_steps", "local_epochs"} else {"local_epochs": 1}
     return Chosen(
         build("method", names.find("method", method, classes), given["method"]),

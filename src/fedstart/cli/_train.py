@@ -12,7 +12,10 @@ from fedstart.cli import _settings
 from fedstart.cli._output import Screen, table
 from fedstart.data import sources, tasks
 from fedstart.data.federation import Federation
+from fedstart.engines.calibration import calibrate
+from fedstart.engines.execution import Execution
 from fedstart.engines.local import LocalEngine
+from fedstart.files import read_json
 from fedstart.models import Architecture, Model, load_architecture
 from fedstart.report import build
 from fedstart.runs import Outcome, RunDirectory, execute
@@ -75,6 +78,7 @@ class Job:
     federation: Federation
     plan: Plan
     weights: Weights
+    execution: Execution
     told: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +96,7 @@ class Job:
             "plan": asdict(self.plan),  # pyright: ignore[reportArgumentType]
             "model": self.model.describe(),
             "begin": tree.fingerprint(self.weights),
+            "execution": asdict(self.execution),  # pyright: ignore[reportArgumentType]
             **self.told,
         }
 
@@ -107,7 +112,8 @@ def pretrain(request: Pretraining, screen: Screen) -> None:
         federation, plan = algorithm.prepare(federation, plan)
     else:
         weights = model.init(plan.seed)
-    job = Job("pretrain", request.method, algorithm, model, federation, plan, weights, told)
+    execution = execution_of(request, model, federation, plan)
+    job = Job("pretrain", request.method, algorithm, model, federation, plan, weights, execution, told)
     directory = RunDirectory(request.out)
     with directory.locked():
         outcome = _run(job, directory, request.threads, screen)
@@ -145,7 +151,8 @@ def federate(request: Downstream, screen: Screen) -> None:
         weights = Checkpoint(str(place)).begin(model, plan.seed)
     else:
         model, weights = transferred(start, federation, plan.seed)
-    job = Job("downstream", request.method, algorithm, model, federation, plan, weights, told)
+    execution = execution_of(request, model, federation, plan)
+    job = Job("downstream", request.method, algorithm, model, federation, plan, weights, execution, told)
     directory = RunDirectory(request.out)
     with directory.locked():
         outcome = _run(job, directory, request.threads, screen)
@@ -172,7 +179,7 @@ def tell(out: Path, page: Path, scores: Scores, cost: Cost, screen: Screen) -> N
 def _run(job: Job, directory: RunDirectory, threads: int | None, screen: Screen) -> Outcome:
     """Runs the job in its directory, from the last checkpoint if there is one."""
     directory.open(job.settings, {"federation": job.federation.fingerprint})
-    with LocalEngine(threads) as engine, screen.progress() as progress:
+    with LocalEngine(threads, job.execution) as engine, screen.progress() as progress:
         progress.total(job.plan.rounds)
         try:
             return execute(
@@ -188,6 +195,15 @@ def _run(job: Job, directory: RunDirectory, threads: int | None, screen: Screen)
             )
         except Diverged as error:
             raise ValueError(f"{error}; {directory.path} keeps the last good round") from None
+
+
+def execution_of(request: Pretraining | Downstream, model: Model, federation: Federation, plan: Plan) -> Execution:
+    """How the engine computes: as in the run that is taken up, else as given, and the rest as is fastest here."""
+    given, file = request.chosen.tables["execution"], request.out / "run.json"
+    held = read_json(file)["settings"].get("execution", {}) if file.is_file() else {}
+    if not plan.rounds or (held and held.items() >= given.items()):
+        return names.build(Execution, held or given, str(file))
+    return calibrate(model, federation, plan, given)
 
 
 def share_out(source: Source, partition: Any, seed: int) -> tuple[Federation, dict[str, Any]]:

@@ -19,6 +19,7 @@ from fedstart.flower.settings import AppSettings, flat, model_table, partition_t
 from fedstart.starts import Start
 from fedstart.study import Study
 from fedstart.study.cells import Material, Run, plan_cells
+from fedstart.study.running import executions
 from fedstart.types import Weights
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -76,7 +77,7 @@ def export(study: Study, directory: Path | str, choice: Choice = Choice(), cells
     Raises ValueError for a choice that is not there and a Start that is not made yet, and when `directory` holds
     other files.
     """
-    material = Material(study)
+    material = Material(study, executions(cells.parent) if cells else {})
     seed = _chosen("seed", choice.seed, list(study.seeds))
     place = Path(directory).expanduser().absolute()
     if choice.task is None:

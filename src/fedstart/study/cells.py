@@ -9,11 +9,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from fedstart import keys, tree
 from fedstart.data import sources, tasks
 from fedstart.data.federation import Federation
+from fedstart.engines.calibration import calibrate
+from fedstart.engines.execution import Execution
 from fedstart.models import Model
 from fedstart.study.schema import Method, Study, build
 from fedstart.training import draw
@@ -56,6 +59,7 @@ class Run:
     model: Model
     federation: Federation
     plan: Plan
+    execution: Execution
     settings: Mapping[str, Any]
     fingerprints: Mapping[str, str]
 
@@ -73,11 +77,16 @@ class Run:
 class Material:
     """What the cells of a study are made of: one copy of the examples, and federations, models and plans.
 
+    `executions` are choices made before for this study (by kind of cell); what is not there is measured when it is
+    needed, and then is in `executions` too.
     Raises ValueError for data that cannot be read, classes that do not exist, and too few examples.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, executions: Mapping[str, Execution] = MappingProxyType({})) -> None:
         self.study = study
+        self.executions = {
+            kind: chosen for kind, chosen in executions.items() if asdict(chosen).items() >= study.execution.items()
+        }
         self.parts = build(study, f"study {study.name}")
         data = study.data
         self.examples = sources.load(data.source, input=data.input, label=data.label, columns=data.columns)
@@ -116,6 +125,21 @@ class Material:
             merge=self.study.data.merge,
         )
 
+    def execution(self, kind: Literal["pretrain", "downstream"]) -> Execution:
+        """How the engine computes in cells of this kind: as the study says, else what is fastest on this machine."""
+        if kind not in self.executions:
+            seed, parts = self.study.seeds[0], self.parts
+            if kind == "pretrain":
+                plans = [method.plan for method in parts.starts.values() if method.plan.rounds and not method.start]
+                model, federation = self.model, self.pretraining(seed)
+            else:
+                plans = [method.plan for method in parts.algorithms.values()]
+                federation = self.tasks(next(iter(parts.downstream_partitions)), seed)[0]
+                model = self.downstream_model(len(federation.classes))
+            plan = plans[0] if plans else next(iter(parts.starts.values())).plan
+            self.executions[kind] = calibrate(model, federation, plan, self.study.execution)
+        return self.executions[kind]
+
     def begin(self, start: str, seed: int) -> Weights:
         """The weights before pre-training: the model's initial weights of the seed, or those of a file."""
         method = self.parts.starts[start]
@@ -128,8 +152,9 @@ class Material:
         if method.start:
             federation, plan = method.method.prepare(federation, plan)
         begin = tree.fingerprint(self.begin(start, seed))
-        settings = _settings(method, plan, self.model, begin)
-        return Run(method, self.model, federation, plan, settings, {"pretraining": federation.fingerprint})
+        execution = self.execution("pretrain") if plan.rounds else Execution()
+        settings = _settings(method, plan, self.model, begin, execution)
+        return Run(method, self.model, federation, plan, execution, settings, {"pretraining": federation.fingerprint})
 
     def downstream_run(self, algorithm: str, partition: str, task: int, seed: int, begin: str) -> Run:
         """The run of a task from a start of that fingerprint. Clients and batches are the same for every start."""
@@ -137,21 +162,23 @@ class Material:
         federation = self.tasks(partition, seed)[task]
         plan = replace(method.plan, seed=keys.number(seed, "downstream", task))
         model = self.downstream_model(len(federation.classes))
-        settings = _settings(method, plan, model, begin)
-        return Run(method, model, federation, plan, settings, {"downstream": federation.fingerprint})
+        execution = self.execution("downstream") if plan.rounds else Execution()
+        settings = _settings(method, plan, model, begin, execution)
+        return Run(method, model, federation, plan, execution, settings, {"downstream": federation.fingerprint})
 
     def transfer(self, weights: Weights, classes: int, task: int, seed: int) -> Weights:
         """A start's body under the fresh head of a task, which is the same for every start, method and partition."""
         return self.model.transfer(weights, classes, keys.number(seed, "downstream-head", task))[1]
 
 
-def _settings(method: Method, plan: Plan, model: Model, begin: str) -> dict[str, Any]:
+def _settings(method: Method, plan: Plan, model: Model, begin: str, execution: Execution) -> dict[str, Any]:
     return {
         "method": method.entry.method,
         "settings": asdict(method.method),
         "plan": asdict(plan),  # pyright: ignore[reportArgumentType]
         "model": model.describe(),
         "begin": begin,
+        "execution": asdict(execution),  # pyright: ignore[reportArgumentType]
     }
 
 

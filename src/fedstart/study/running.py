@@ -6,17 +6,24 @@ import time
 import tomllib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 import filelock
 import tomli_w
 
+from fedstart import names
 from fedstart.data import tasks
+from fedstart.engines.execution import Execution
 from fedstart.files import cannot, read_json, remove_temporary_files, write_atomically, write_json
 from fedstart.study import summary
 from fedstart.study.cells import Cell, Material, plan_cells
 from fedstart.study.schema import Study
-from fedstart.study.work import Progress, run_cells
+from fedstart.study.work import Progress
+from fedstart.study.workers import run_cells
+
+EXECUTION = "execution.json"
+"""What was chosen when the study began; it goes on with the same, on whatever machine."""
 
 
 def run(
@@ -25,9 +32,10 @@ def run(
     """Runs a study in the directory `out`, or goes on with it there, and returns that directory.
 
     Cells that are done are kept, cells whose settings changed are run anew (what is no longer part of the study
-    moves to `unused/`). The result has the same bytes whatever `jobs` (processes) and `threads` (of one process;
-    none = one per core) are, and however often the study was interrupted. A run that diverges does not end the
-    study; `failures(out)` lists those.
+    moves to `unused/`). At most `jobs` cells run at a time, each on `threads` threads; none = the cores are shared
+    out among the cells that run, one thread per core in all (and no more jobs than cores). The result has the same
+    bytes whatever both are, and however often the study was interrupted. A run that diverges does not end the study;
+    `failures(out)` lists those.
 
     Raises ValueError before any work starts when the data do not fit the study, when `out` holds another study or
     other files, and when another process works in it; OSError when it cannot be written.
@@ -35,26 +43,32 @@ def run(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     began, out = time.monotonic(), Path(out)
-    material = Material(study)
+    material = Material(study, executions(out))
     cells = plan_cells(material)
     with _claimed(out, study):
         folder = out / "cells"
         write_atomically(out / "study.toml", tomli_w.dumps(study.tables()))
+        write_json(out / EXECUTION, {kind: asdict(chosen) for kind, chosen in material.executions.items()})
         write_json(out / "partitions.json", summary.partitions(material))
         _save_partitions(material, out / "partitions")
         _tidy(out, cells)
         progress = progress or _Silent()
         progress.total(sum(cell.rounds for cell in cells))
         failed: dict[str, str] = {}
-        for kind in ("pretrain", "downstream"):
-            ready = [cell for cell in cells if cell.kind == kind and cell.origin not in failed]
-            for result in run_cells(study, material, ready, folder, jobs=jobs, threads=threads, progress=progress):
-                if result.error is not None:
-                    failed[result.cell.key] = result.error
+        for result in run_cells(material, cells, folder, jobs=jobs, threads=threads, progress=progress):
+            if result.error is not None:
+                failed[result.cell.key] = result.error
         ordered = {cell.key: failed[cell.key] for cell in cells if cell.key in failed}
         write_json(out / "summary.json", summary.summary(material, cells, folder, ordered))
         write_json(out / "timing.json", summary.timing(cells, folder, jobs, time.monotonic() - began))
     return out
+
+
+def executions(out: Path) -> dict[str, Execution]:
+    """How the engine computes in the study in `out`, by kind of cell; empty before it has begun."""
+    file = out / EXECUTION
+    held = read_json(file) if file.is_file() else {}
+    return {kind: names.build(Execution, values, str(file)) for kind, values in held.items()}
 
 
 def failures(out: Path | str) -> list[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedstart import names
 from fedstart.data import partitions
-from fedstart.models import Architecture
+from fedstart.engines.execution import Execution
 from fedstart.types import Plan
+
+if TYPE_CHECKING:
+    from fedstart.models import Architecture
 
 Settings = dict[str, Any]
 Count = Annotated[int, Field(ge=1)]
@@ -89,6 +92,9 @@ class Study(Table):
     downstream: Downstream
     starts: Annotated[list[Entry], Field(min_length=1)]
     algorithms: Annotated[list[Entry], Field(min_length=1)]
+    execution: Annotated[
+        Settings, Field(description="how the engine computes; what is not given is measured on this machine and chosen")
+    ] = {}
 
     def tables(self) -> dict[str, Any]:
         """Plain values, without what is not set: what the resolved study.toml holds."""
@@ -140,6 +146,7 @@ def build(study: Study, where: str) -> Parts:
     down = f"{where} [[downstream.partitions]]"
     labels = [partition_label(values) for values in study.downstream.partitions]
     _distinct(labels, down)
+    table(Execution, study.execution, f"{where} [execution]")
     architecture = _find("model", study.model.name, names.discover("fedstart.models"), f"{where} [model] name")
     return Parts(
         architecture=table(architecture, study.model.settings, f"{where} [model.settings]"),
