@@ -29,13 +29,14 @@ def a_processor_with_everything(monkeypatch):
 
 
 class Stopwatch:
-    """Seconds as if each feature had its own factor; keeps what was tried, in order."""
+    """Seconds as if each feature had its own factor; keeps what was tried, in order, each once."""
 
     def __init__(self, base=1e-3, **factors):
         self.base, self.factors, self.tried = base, factors, []
 
     def __call__(self, model, federation, plan, execution):
-        self.tried.append(execution)
+        if execution not in self.tried:
+            self.tried.append(execution)
         seconds = self.base
         for name, value in vars(execution).items():
             if value != getattr(BASE, name):
@@ -55,7 +56,18 @@ def test_chooses_what_is_faster_and_goes_on_from_there(tmp_path):
     assert choose(watch, tmp_path) == expected
     assert watch.tried[0] == BASE
     assert watch.tried[-1] == replace(expected, together=32)
-    assert len(watch.tried) == len(set(watch.tried)) == 6
+    assert len(watch.tried) == 6
+
+
+def test_a_disturbed_measurement_is_taken_again(tmp_path):
+    """Something else has the processor while the first candidate is timed: all others look fast beside it."""
+    watch, disturbed = Stopwatch(), []
+
+    def seconds(model, federation, plan, execution):
+        disturbed.append(execution)
+        return watch(model, federation, plan, execution) * (10 if len(disturbed) == 1 else 1)
+
+    assert choose(seconds, tmp_path) == BASE
 
 
 @pytest.mark.parametrize(
