@@ -100,8 +100,9 @@ def peaks() -> dict[str, float]:
     """10^9 operations (or bytes) per second of one thread, times the cores."""
     threads, cores = torch.get_num_threads(), joblib.cpu_count()
     torch.set_num_threads(1)
-    inputs = torch.randn(4, 64, 28, 28).to(memory_format=torch.channels_last)
-    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    inputs = torch.randn(4, 64, 28, 28).contiguous(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1)
+    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     work = 2 * 4 * 28 * 28 * 64 * 64 * 9
     source = torch.randn(4_000_000)
     target = torch.empty_like(source)

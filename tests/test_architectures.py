@@ -11,6 +11,7 @@ from fedstart.models.cnn import CNN
 from fedstart.models.cnn3x3 import CNN3x3
 from fedstart.models.mlp import MLP
 from fedstart.models.resnet18 import ResNet18
+from fedstart.models.simple_cnn import SimpleCNN
 
 # The state dict of torchvision.models.resnet18(): every convolution as (name, shape), its BatchNorm, and whether a
 # stage projects its shortcut.
@@ -164,6 +165,36 @@ def test_cnn3x3_shapes() -> None:
     assert shapes(model)["fc.weight"] == (5, 128)
 
 
+def test_simple_cnn_is_the_one_of_pfl_research() -> None:
+    """3x3 filters without padding: 32x32, 30x30, 28x28, pooled to 14x14."""
+    model = Model(SimpleCNN(), (3, 32, 32), 10)
+    assert shapes(model) == {
+        "conv1.weight": (32, 3, 3, 3),
+        "conv1.bias": (32,),
+        "conv2.weight": (64, 32, 3, 3),
+        "conv2.bias": (64,),
+        "hidden.weight": (128, 64 * 14 * 14),
+        "hidden.bias": (128,),
+        "fc.weight": (10, 128),
+        "fc.bias": (10,),
+    }
+    assert model.describe()["parameters"] == 1_626_442
+    assert model.head == ("fc.weight", "fc.bias")
+
+
+@pytest.mark.parametrize("size", [(6, 6), (7, 10)])
+def test_simple_cnn_computes_convolution_relu_twice_then_pools(size: tuple[int, int]) -> None:
+    model = Model(SimpleCNN(channels=(3, 4), hidden=5), (2, *size), 6)
+    weights, inputs = model.init(1), torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(1))
+    maps = inputs
+    for name in ("conv1", "conv2"):
+        maps = nn.functional.conv2d(maps, weights[f"{name}.weight"], weights[f"{name}.bias"]).relu()
+    pooled = nn.functional.max_pool2d(maps, 2).flatten(1)
+    hidden = (pooled @ weights["hidden.weight"].T + weights["hidden.bias"]).relu()
+    expected = hidden @ weights["fc.weight"].T + weights["fc.bias"]
+    torch.testing.assert_close(model.apply(weights, inputs), expected)
+
+
 def test_mlp_without_hidden_layers_is_logistic_regression() -> None:
     model = Model(MLP(hidden=()), (2, 3), 4)
     weights, inputs = model.init(0), torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1))
@@ -178,6 +209,7 @@ def test_mlp_without_hidden_layers_is_logistic_regression() -> None:
     [
         (CNN(), (1, 3, 28), "at least 4"),
         (CNN3x3(), (64,), "(channels, height, width)"),
+        (SimpleCNN(), (3, 6, 5), "at least 6"),
         (ResNet18(), (3, 32), "(channels, height, width)"),
     ],
 )
@@ -198,6 +230,8 @@ def test_unsuitable_input_shape(architecture: CNN, shape: tuple[int, ...], messa
         ("resnet18", {"width": 6, "groups": 4}, "model 'resnet18': groups must divide width, got groups 4 and width 6"),
         ("mlp", {"hidden": [10, 0]}, "model 'mlp': hidden.1: "),
         ("cnn", {"channels": [1]}, "model 'cnn': channels"),
+        ("simple_cnn", {"channels": [0, 4]}, "model 'simple_cnn': channels"),
+        ("simple_cnn", {"hidden": 0}, "model 'simple_cnn': hidden: "),
         ("custom", {"factory": "torch.nn.Linear", "head": "fc"}, "model 'custom': factory: "),
     ],
 )

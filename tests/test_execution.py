@@ -109,14 +109,16 @@ def test_layout_and_library_change_rounding_only(method, mode, dtype):
 @every(BRIEF)
 @pytest.mark.parametrize("setup", list(SETUPS))
 def test_bfloat16_stays_near_float32(method, mode, setup):
-    """The change of the weights differs by 7 % of its norm at most. Measured: 0.1 to 4.4 %; without momentum it
-    would be 30 %, without weight decay 11 % on the CNN and 4 % on the MLP, whose limit is 1 % (measured: 0.3 %).
+    """The change of the weights differs by 7 % at most on the CNN (measured: 4.4), by 1 % on the MLP (measured: 0.3).
+
+    Without weight decay it would differ by 11 and 4 %, without momentum by 28 %.
     """
     name = SETUPS[setup][0]
     expected, start = usual(method, setup, torch.float32)[-1], unequal.start(name, torch.float32)
     found = run(METHODS[method](), setup, torch.float32, mode)[-1]
     error = tree.norm(tree.subtract(found.state.weights, expected.state.weights))
-    assert 0 < error < (0.07 if name == "simple_cnn" else 0.01) * tree.norm(tree.subtract(expected.state.weights, start))
+    change = tree.norm(tree.subtract(expected.state.weights, start))
+    assert 0 < error < (0.07 if name == "simple_cnn" else 0.01) * change
     assert found.cost == expected.cost
     assert found.loss == pytest.approx(expected.loss, rel=0.01)
     assert {tensor.dtype for _, kept in trees(found) for tensor in kept.values()} == {torch.float32}
@@ -143,7 +145,7 @@ def test_threads_and_resuming_change_no_bit(method, mode):
 @pytest.mark.parametrize("together", [1, 2])
 def test_results_are_taken_in_the_order_of_clients_however_long_each_takes(together):
     def slow_first(client, weights):
-        time.sleep(0.004 * (8 - client.identity))
+        time.sleep(0.002 * (8 - client.identity))
         return tree.scale(weights, 10.0**client.identity)
 
     name, bits, weights = "mlp", set(), unequal.start("mlp", torch.float32)
@@ -158,7 +160,7 @@ def test_results_are_taken_in_the_order_of_clients_however_long_each_takes(toget
 
 @dataclass(frozen=True)
 class Wandering:
-    """Clients that ask for different things, each from its own start, build on the answers, and send unequal results."""
+    """Clients that start from their own weights, ask for different things, and send results of different sizes."""
 
     def visit(self, client, weights):
         k, own = client.identity, client.recall("last")
@@ -211,7 +213,7 @@ def everything(client, weights):
 @pytest.mark.parametrize("together", [2, 40])
 def test_from_one_example_to_forty(together, monkeypatch):
     """All sizes, minibatches larger than some clients, and parts that are read in several chunks."""
-    monkeypatch.setattr(single, "CHUNK", 7)
+    monkeypatch.setattr(single, "chunk", lambda shape: 7)
     monkeypatch.setattr(stacked, "CHUNK", 5 * together)
     sizes = tuple(int(size) for size in np.random.default_rng(2).permutation(40) + 1)
     found = {}
@@ -231,12 +233,17 @@ def test_from_one_example_to_forty(together, monkeypatch):
 @every({"one by one": Execution(), **STACKS, **LAYOUTS})
 def test_training_is_the_literal_loop(name, mode):
     """Also where gradients lie differently in memory than parameters, as behind a flattened channels-last map."""
-    federation, model, weights = unequal.federation(name), unequal.model(name), unequal.start(name)
     with LocalEngine(2, mode) as engine:
-        trained = engine.cohort(model, federation, EPOCHS, 3, range(1, 6)).map(FedAvg().learn, weights)
+        cohort = engine.cohort(unequal.model(name), unequal.federation(name), EPOCHS, 3, range(1, 6))
+        trained = cohort.map(FedAvg().learn, unequal.start(name))
     for k, found in zip(range(1, 6), trained, strict=True):
-        positions = federation.positions("train", k)
-        slow.assert_close(found, slow.local_training(model, federation, EPOCHS, 3, k, weights, positions))
+        slow.assert_close(found, literal(name, k))
+
+
+@functools.cache
+def literal(name, k):
+    model, federation = unequal.model(name), unequal.federation(name)
+    return slow.local_training(model, federation, EPOCHS, 3, k, unequal.start(name), federation.positions("train", k))
 
 
 def test_a_stack_says_of_each_client_what_it_did():
@@ -276,22 +283,10 @@ def test_an_error_of_one_client_ends_the_round_and_leaves_the_engine_usable():
         assert len(cohort.map(FedAvg().learn, unequal.start())) == 8
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"together": 0},
-        {"together": -1},
-        {"precision": "float16"},
-        {"channels_last": None},
-        {"linear": "mkl"},
-        {"threads": 2},
-    ],
-)
-def test_wrong_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Execution(**wrong)
+WRONG = [("together", 0), ("together", -1), ("precision", "float16"), ("channels_last", None), ("linear", "mkl")]
 
 
-def test_settings_are_frozen():
-    with pytest.raises(AttributeError):
-        Execution().together = 2
+@pytest.mark.parametrize(("setting", "value"), [*WRONG, ("threads", 2)])
+def test_wrong_settings(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        Execution(**{setting: value})

@@ -97,7 +97,8 @@ def test_large_clients_and_empty_ones():
     with np.errstate(all="raise"):
         found = orders(far, [6, 0, 6, 3])
         assert found.shape == (4, 6)
-        assert [sorted(found[k, :size]) for k, size in ((0, 6), (2, 6), (3, 3))] == [[*range(6)], [*range(6)], [0, 1, 2]]
+        for k, size in ((0, 6), (2, 6), (3, 3)):
+            assert sorted(found[k, :size]) == list(range(size))
         assert orders([1, 2], [0, 0]).shape == (2, 0)
         assert orders(np.zeros(0, int), np.zeros(0, int)).shape == (0, 0)
     for round_number in range(50):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -115,6 +116,13 @@ class Deciding(Base):
         return self.fc(inputs if inputs.sum() > 0 else -inputs)
 
 
+class Centred(Base):
+    """Examples of a batch see each other, without any layer that says so."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(inputs - inputs.mean(0))
+
+
 class BatchStatistics(Base):
     """BatchNorm without running statistics: nothing but parameters, but examples of a batch see each other."""
 
@@ -136,19 +144,22 @@ def learn(model: Model, mode: Execution, name: str = "mlp", clients=range(1, 6),
 
 
 @pytest.mark.parametrize("module", [Tied, Transposed, Scalar, Added, Summed])
+@pytest.mark.parametrize("limit", [PLAN.clip, None])
 @every_mode
-def test_training_is_the_literal_loop(module, mode):
-    model, federation = own(module), unequal.federation()
+def test_training_is_the_literal_loop(module, mode, limit):
+    clients, plan = range(1, 4), replace(PLAN, clip=limit)
+    for k, trained in zip(clients, learn(own(module), mode, clients=clients, plan=plan), strict=True):
+        slow.assert_close(trained, literal(module, limit, k))
+
+
+@functools.cache
+def literal(module, limit, k):
+    """`slow.local_training`, also for models with parameters that have no part in the loss."""
+    model, federation, plan = own(module), unequal.federation(), replace(PLAN, clip=limit)
     weights = {name: tensor.double() for name, tensor in model.init(3).items()}
-    for k, trained in zip(range(1, 6), learn(model, mode), strict=True):
-        slow.assert_close(trained, literal(model, federation, k, weights))
-
-
-def literal(model, federation, k, weights):
-    """`slow.local_training`, for models with parameters that have no part in the loss."""
     unused = {name: tensor for name, tensor in weights.items() if name == "idle"}
     if not unused:
-        return slow.local_training(model, federation, PLAN, 1, k, weights, federation.positions("train", k))
+        return slow.local_training(model, federation, plan, 1, k, weights, federation.positions("train", k))
 
     class View:
         @staticmethod
@@ -156,12 +167,18 @@ def literal(model, federation, k, weights):
             return model.apply({**used, **unused}, inputs, training=training)
 
     used = {name: tensor for name, tensor in weights.items() if name not in unused}
-    trained = slow.local_training(View, federation, PLAN, 1, k, used, federation.positions("train", k))
+    trained = slow.local_training(View, federation, plan, 1, k, used, federation.positions("train", k))
     decayed, velocity = dict(unused), tree.zeros_like(unused)
-    for _ in range(PLAN.local_epochs * -(-len(federation.positions("train", k)) // PLAN.batch_size)):
-        velocity = tree.add(tree.scale(velocity, PLAN.momentum), decayed, PLAN.weight_decay)
-        decayed = tree.add(decayed, velocity, -PLAN.lr)
+    for _ in range(plan.local_epochs * -(-len(federation.positions("train", k)) // plan.batch_size)):
+        velocity = tree.add(tree.scale(velocity, plan.momentum), decayed, plan.weight_decay)
+        decayed = tree.add(decayed, velocity, -plan.lr)
     return {**trained, **decayed}
+
+
+def test_onednn_where_torch_has_none(monkeypatch):
+    monkeypatch.setattr(products, "available", lambda: False)
+    with pytest.raises(ValueError, match="linear = 'onednn': .*without oneDNN"):
+        LocalEngine(1, Execution(linear="onednn"))
 
 
 @pytest.mark.skipif(not products.available(), reason="this build of torch has no oneDNN")
@@ -183,12 +200,13 @@ def test_onednn_changes_rounding_only(module, together):
         (Own(Frozen), "mlp", "'scale' is not trained by gradients"),
         (Own(Deciding), "mlp", "vmap"),
         (Own(BatchStatistics), "simple_cnn", "batch"),
+        (Own(Centred), "mlp", "the examples of a batch see each other"),
     ],
 )
 def test_models_whose_clients_cannot_be_stacked(architecture, name, reason):
     model, federation = Model(architecture, unequal.SHAPES[name], CLASSES), unequal.federation(name)
     with LocalEngine(1, Execution(together=2)) as engine:
-        with pytest.raises(ValueError, match=f"together = 2: this model's clients cannot be stacked: .*{reason}") as error:
+        with pytest.raises(ValueError, match=f"together = 2: .* cannot be stacked: .*{reason}") as error:
             engine.cohort(model, federation, PLAN, 1, (0, 1))
         assert "\n" not in str(error.value)
     # One by one they train; a last minibatch of one example, which BatchNorm refuses, is none of these clients'.

@@ -15,6 +15,14 @@ SHARES = ("support", "query")
 """Parts that are shares of `train`, redrawn each round, unless the data has them."""
 
 
+def chunk(shape: tuple[int, ...]) -> int:
+    """Examples of this shape per forward pass where no minibatch is asked for: 32 to 2,048.
+
+    Many enough to keep the processor busy; few enough that a convolution's outputs fit its cache.
+    """
+    return max(32, min(2048, 2**18 // math.prod(shape)))
+
+
 class Rows(NamedTuple):
     """The positions of a part: row k, shape (clients, largest), begins with `sizes[k]` positions of client k.
 

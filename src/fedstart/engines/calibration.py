@@ -59,8 +59,10 @@ def calibrate(
         return base
     file = (folder or default_folder() / "execution") / f"{_key(model, federation, plan, fixed)}.json"
     try:
-        return TypeAdapter(Execution).validate_python(read_json(file)["execution"])
-    except (OSError, ValueError, KeyError, TypeError):
+        held = read_json(file)["execution"]
+        if held.keys() == asdict(base).keys():
+            return TypeAdapter(Execution).validate_python(held)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     chosen = _choose(base, fixed, model, federation, plan, seconds or _seconds)
     try:
@@ -85,7 +87,7 @@ def _choose(
     plan: Plan,
     seconds: Callable[[Model, Federation, Plan, Execution], float],
 ) -> Execution:
-    fastest = seconds(model, federation, plan, best)
+    fastest = min(seconds(model, federation, plan, best) for _ in range(2))
     candidates: list[dict[str, Any]] = [{"channels_last": False}] if len(model.shape) == 3 else []
     if products.available():
         candidates.append({"linear": "onednn"})
@@ -137,6 +139,7 @@ def _key(model: Model, federation: Federation, plan: Plan, fixed: Mapping[str, A
         "plan": {**asdict(plan), "seed": 0, "rounds": 0, "lr": 0},  # pyright: ignore[reportArgumentType]
         "clients": [len(federation.eligible), int(sizes.sum())],
         "fixed": dict(fixed),
+        "settings": sorted(asdict(Execution())),  # pyright: ignore[reportArgumentType]
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -15,14 +15,12 @@ from torch.nn.functional import cross_entropy
 from fedstart import keys
 from fedstart.data.federation import Federation
 from fedstart.engines import descent, products
-from fedstart.engines.batches import rows, size, steps
+from fedstart.engines.batches import chunk, rows, size, steps
 from fedstart.engines.execution import Execution
 from fedstart.models import Model
 from fedstart.types import Judgement, Plan, Weights
 
 FLOAT32 = Execution()
-CHUNK = 256
-"""Examples per forward pass where no minibatch is asked for: small enough for a ResNet-18 at 64 pixels."""
 
 
 class Replica:
@@ -122,7 +120,7 @@ class LocalClient:
         self.replica.load(weights)
         positions = self._positions(part)
         with torch.no_grad():
-            total = sum(float(self._forward(chunk).double().sum()) for chunk in _chunks(positions))
+            total = sum(float(self._forward(some).double().sum()) for some in self._chunks(positions))
         self.examples += len(positions)
         return total / len(positions)
 
@@ -131,8 +129,8 @@ class LocalClient:
         self.replica.load(weights)
         positions, parameters = self._positions(part), self.replica.parameters
         total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in parameters.values()]
-        for chunk in _chunks(positions):
-            losses = self._forward(chunk)
+        for some in self._chunks(positions):
+            losses = self._forward(some)
             mean = losses.sum() / len(positions)
             found = torch.autograd.grad(mean, list(parameters.values()), materialize_grads=True)
             torch._foreach_add_(gradients, list(found))
@@ -176,7 +174,7 @@ class LocalClient:
             if not left:
                 return
 
-
-def _chunks(positions: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(positions), CHUNK):
-        yield positions[start : start + CHUNK]
+    def _chunks(self, positions: np.ndarray) -> Iterator[np.ndarray]:
+        width = chunk(self.federation.examples.shape)
+        for start in range(0, len(positions), width):
+            yield positions[start : start + width]

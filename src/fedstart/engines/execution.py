@@ -16,7 +16,8 @@ class Execution:
 
     `together`, `channels_last` and `linear` change results by rounding only (tested to 1e-5 relative in float32, to
     1e-10 in float64). `precision="bfloat16"` runs convolutions and matrix products of float32 weights in bfloat16
-    (8 significant bits, products summed in float32); weights, updates, losses, means and evaluation stay float32.
+    (8 significant bits, products summed in float32; of stacked clients only matrix products); weights, updates, losses,
+    means and evaluation stay float32.
     """
 
     precision: Annotated[

@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy
 
 from fedstart import tree
 from fedstart.data.federation import Federation
-from fedstart.engines import allocation, stacked, together
-from fedstart.engines.batches import sizes
+from fedstart.engines import allocation, products, stacked, together
+from fedstart.engines.batches import chunk, sizes
 from fedstart.engines.client import FLOAT32, LocalClient, Replica
 from fedstart.engines.execution import Execution
 from fedstart.engines.stacked import Stack
@@ -32,7 +32,6 @@ from fedstart.types import Cost, Counts, Memories, Plan, Weights
 
 NOTHING: Memories = MappingProxyType({})
 NO_MEMORY: Mapping[str, Weights] = MappingProxyType({})
-EVALUATION_CHUNK = 512
 UNDIVIDED = 32768
 """Elements from which torch divides a sum over its threads."""
 WINDOW = 4
@@ -43,12 +42,14 @@ class LocalEngine:
     """Runs clients on `threads` threads (none = one per core). Use as a context manager, or call `close()`.
 
     `execution` says how they compute; `fedstart.engines.calibration` finds what is fastest on this machine.
-    Raises ValueError for fewer than one thread.
+    Raises ValueError for fewer than one thread, and where oneDNN is asked for and torch was built without.
     """
 
     def __init__(self, threads: int | None = None, execution: Execution = FLOAT32) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
+        if execution.linear == "onednn" and not products.available():
+            raise ValueError("linear = 'onednn': this torch was built without oneDNN (allowed: 'torch')")
         self.threads = threads or joblib.cpu_count()
         self.execution = execution
         self.unscored: Mapping[int, str] = {}
@@ -93,20 +94,20 @@ class LocalEngine:
         """
         positions = federation.parts[part]
         owners = np.repeat(np.arange(len(positions)), positions.sizes)
-        dtype = _dtype(weights)
+        dtype, width = _dtype(weights), chunk(federation.examples.shape)
 
         def score(start: int) -> tuple[np.ndarray, np.ndarray]:
             replica = self.replica(model, dtype)
             replica.load(weights)
             replica.module.eval()
-            some = positions.values[start : start + EVALUATION_CHUNK]
+            some = positions.values[start : start + width]
             inputs, labels = federation.batch(some, dtype, replica.channels_last)
             with torch.inference_mode():
                 logits = replica.module(inputs)
                 losses = cross_entropy(logits, labels, reduction="none").double()
                 return (logits.argmax(1) == labels).numpy(), losses.numpy()
 
-        chunks = list(self.stream(score, range(0, len(owners), EVALUATION_CHUNK)))
+        chunks = list(self.stream(score, range(0, len(owners), width)))
         correct = np.concatenate([c for c, _ in chunks]) if chunks else np.zeros(0)
         losses = np.concatenate([losses for _, losses in chunks]) if chunks else np.zeros(0)
         clients = len(positions)

@@ -5,6 +5,7 @@ The mathematics is that of `LocalClient`, client by client; only the order of fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -46,6 +47,11 @@ def refusal(model: Model) -> str | None:
         vmap(lambda one, some: functional_call(module, one, (some,)))(weights, torch.zeros(2, 1, *model.shape))
     except RuntimeError as error:
         return str(error).splitlines()[0]
+    with torch.no_grad():
+        pair = torch.arange(2 * math.prod(model.shape)).sin().view(2, *model.shape)
+        together, alone = module(pair)[:1], module(pair[:1])
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5):
+        return "the examples of a batch see each other"
     return None
 
 
