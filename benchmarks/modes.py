@@ -152,9 +152,10 @@ def compare(name: str, work: Work, repeats: int, peak: dict[str, float]) -> None
         words = ", ".join(
             f"{key}={value}" for key, value in asdict(execution).items() if value != getattr(Execution(), key)
         )
+        label = ("chosen: " if place == len(tried) - 1 else "") + (words or "default")
         seconds = statistics.median(times[place])
         print(
-            f"  {'chosen: ' if place == len(tried) - 1 else ''}{words or 'default':48} {seconds:8.4f} s "
+            f"  {label:56} {seconds:8.4f} s "
             f"({min(times[place]):.4f} to {max(times[place]):.4f})  {total / seconds / 1e9:6.1f} GFLOP/s "
             f"{100 * total / seconds / 1e9 / peak[execution.precision]:3.0f} %  "
             f"difference {tree.norm(tree.subtract(found[place], found[0])) / size:.1e}",
