@@ -27,7 +27,7 @@ SIMULATORS = {
     simulator.key: simulator
     for simulator in (
         Simulator("bare", "bare PyTorch loop", "bare.py", ("torch",), "abcd"),
-        Simulator("float32", "fedstart, plain float32", "fedstart_engine.py", ("fedstart", "torch"), "abcd", "float32"),
+        Simulator("float32", "fedstart, float32", "fedstart_engine.py", ("fedstart", "torch"), "abcd", "float32"),
         Simulator("fedstart", "fedstart, its own choices", "fedstart_engine.py", ("fedstart", "torch"), "abcd", "own"),
         Simulator("flower", "Flower simulation", "flower_simulation.py", ("flwr", "ray", "torch"), "abcd"),
         Simulator("pfl", "pfl-research", "pfl_backend.py", ("pfl", "torch"), "abcd"),

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import platform
-import resource
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -99,7 +99,7 @@ class Recorder:
             "clients": [len(clients) for clients in self.cohorts[1:]],
             "counted": counted,
             "moved": moved,
-            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "rss": _peak_memory(),
             "versions": {
                 "python": platform.python_version(),
                 **{name: importlib.metadata.version(name) for name in job.packages},
@@ -107,6 +107,18 @@ class Recorder:
             "note": note,
         }
         Path(job.out).write_text(json.dumps(result))
+
+
+def _peak_memory() -> int:
+    """This process's largest resident memory so far, in bytes; 0 where the system does not say.
+
+    Not `ru_maxrss`: that begins with the memory of the process that started this one.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else 0
 
 
 class StepCounter:

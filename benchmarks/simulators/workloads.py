@@ -203,7 +203,10 @@ def _random(workload: Workload, draws: np.random.Generator) -> tuple[np.ndarray,
 
 
 def _femnist(files: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All training images, labels and sizes, writer after writer."""
+    """All training images, labels and sizes, writer after writer, each writer's in random order.
+
+    In the order of the file, simulators that do not shuffle would see a writer's classes one after the other.
+    """
     import pyarrow.parquet as parquet
     from PIL import Image
 
@@ -215,7 +218,7 @@ def _femnist(files: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labels += table.column("label").to_pylist()
         writers += table.column("writer_id").to_pylist()
     _, owners = np.unique(np.array(writers), return_inverse=True)
-    order = np.argsort(owners, kind="stable")
+    order = np.lexsort((np.random.default_rng(0).random(len(owners)), owners))
     return np.stack(images)[order], np.array(labels)[order], np.bincount(owners)
 
 
