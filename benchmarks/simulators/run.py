@@ -42,7 +42,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="measured rounds in each process (default: by workload)")
     parser.add_argument("--evaluate", action="store_true", help="a central evaluation of 1,000 examples per round")
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which a process is ended")
-    parser.add_argument("--everything", action="store_true", help="also (d) in the simulators that are left out there")
     parser.add_argument(
         "--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of an environment"
     )
@@ -62,7 +61,7 @@ def plan(given: argparse.Namespace) -> tuple[list[tuple[str, Simulator, Path]], 
     for name in given.workloads:
         for key in given.simulators:
             simulator = SIMULATORS[key]
-            if name not in simulator.workloads and not given.everything:
+            if name not in simulator.workloads:
                 not_run[f"{simulator.title}, ({name})"] = "left out: minutes per round"
                 continue
             try:
