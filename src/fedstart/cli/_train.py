@@ -200,7 +200,7 @@ def _run(job: Job, directory: RunDirectory, threads: int | None, screen: Screen)
 def execution_of(request: Pretraining | Downstream, model: Model, federation: Federation, plan: Plan) -> Execution:
     """How the engine computes: as in the run that is taken up, else as given, and the rest as is fastest here."""
     given, file = request.chosen.tables["execution"], request.out / "run.json"
-    held = read_json(file)["settings"].get("execution", {}) if file.is_file() else {}
+    held = read_json(file).get("settings", {}).get("execution", {}) if file.is_file() else {}
     if not plan.rounds or (held and held.items() >= given.items()):
         return names.build(Execution, held or given, str(file))
     return calibrate(model, federation, plan, given)

@@ -18,7 +18,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def keep_memory() -> bool:
     """Sets this up for the whole process, once; False where the C library is not glibc.
 
-    Otherwise a step of a convolutional network may have thousands of page faults, and take twice as long.
+    Otherwise a step of a convolutional network may spend much of its time on page faults.
     """
     if sys.platform != "linux":
         return False

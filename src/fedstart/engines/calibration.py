@@ -47,8 +47,9 @@ def calibrate(
     folder: Path | None = None,
     seconds: Callable[[Model, Federation, Plan, Execution], float] | None = None,
 ) -> Execution:
-    """The fastest way to train this model on cohorts of this plan, by its own measurement: under a second for small
-    models, some seconds for a ResNet-18.
+    """The fastest way to train this model on cohorts of this plan, by its own measurement.
+
+    The longer a step of the model is, the longer this takes: each candidate is run for some steps at least.
 
     `fixed` are settings of Execution that are not open: `{"precision": "float32"}`. `folder` holds what was measured
     before (none = fedstart's cache folder). `seconds` measures a candidate's time per client; by default by running it.

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from fedstart.data.federation import Federation
 from fedstart.engines import descent
-from fedstart.engines.batches import minibatches, rows
+from fedstart.engines.batches import minibatches, rows, sizes
 from fedstart.engines.client import Replica
 from fedstart.models import Model
 from fedstart.types import Judgement, Plan, Weights
@@ -124,7 +124,7 @@ class Stack:
 
     def sizes(self, part: str) -> np.ndarray:
         """Number of examples of each client's part."""
-        return rows(self.federation, self.plan, part, self.number, self.clients).sizes
+        return sizes(self.federation, self.plan, part, self.clients)
 
     def _stack(self, weights: Sequence[Weights]) -> Weights:
         """Trainable tensors of shape (clients, ...), in memory of their own."""

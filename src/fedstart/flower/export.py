@@ -12,6 +12,7 @@ import tomli_w
 from safetensors.torch import save
 
 from fedstart import __version__, keys, names, tree
+from fedstart.engines.execution import Execution
 from fedstart.engines.members import Patience
 from fedstart.files import write_atomically
 from fedstart.flower import environment
@@ -77,7 +78,9 @@ def export(study: Study, directory: Path | str, choice: Choice = Choice(), cells
     Raises ValueError for a choice that is not there and a Start that is not made yet, and when `directory` holds
     other files.
     """
-    material = Material(study, executions(cells.parent) if cells else {})
+    # Nodes compute in the default way; nothing is measured here for them.
+    known = executions(cells.parent) if cells else {"pretrain": Execution(), "downstream": Execution()}
+    material = Material(study, known)
     seed = _chosen("seed", choice.seed, list(study.seeds))
     place = Path(directory).expanduser().absolute()
     if choice.task is None:
