@@ -12,7 +12,7 @@ import unequal
 from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.engines import calibration, products
-from fedstart.engines.calibration import GAIN, STACKABLE_SECONDS, STACKS, STEPS, calibrate
+from fedstart.engines.calibration import GAIN, STACKABLE_SECONDS, STEPS, calibrate
 from fedstart.engines.execution import Execution
 from fedstart.engines.local import LocalEngine
 from fedstart.models import Model, load_architecture
@@ -90,17 +90,26 @@ def test_only_what_is_faster_by_the_margin(tmp_path, feature, changes):
 
 
 def test_stops_at_the_first_stack_that_does_not_pay(tmp_path):
-    watch = Stopwatch(together_8=0.5, together_32=0.47, together_64=0.01, together_128=0.001)
-    assert choose(watch, tmp_path).together == 8
+    watch = Stopwatch(together_8=0.5, together_32=0.47, together_150=0.001)
+    assert choose(watch, tmp_path, cohort=300).together == 8
     assert [e.together for e in watch.tried if e.together > 1] == [8, 32]
     assert choose(Stopwatch(together_8=0.95, together_32=0.01), tmp_path, seed=1, batch_size=3).together == 1
 
 
 def test_tries_stacks_of_half_a_cohort_at_most(tmp_path):
-    for cohort, largest in ((300, 128), (None, 128), (130, 64), (128, 64), (127, 32), (16, 8), (15, 1), (1, 1)):
-        watch = Stopwatch(together_8=0.5, together_32=0.2, together_64=0.1, together_128=0.05)
-        assert choose(watch, tmp_path, cohort=cohort).together == largest
-        assert {e.together for e in watch.tried} == {1, *(stack for stack in STACKS if stack <= largest)}
+    for cohort, stacks in (
+        (300, {8, 32, 150}),
+        (None, {8, 32, 150}),
+        (65, {8, 32}),
+        (63, {8, 31}),
+        (16, {8}),
+        (15, {7}),
+        (3, set()),
+        (1, set()),
+    ):
+        watch = Stopwatch(together_7=0.5, together_8=0.5, together_31=0.2, together_32=0.2, together_150=0.1)
+        assert choose(watch, tmp_path, cohort=cohort).together == max(stacks, default=1)
+        assert {e.together for e in watch.tried} == {1, *stacks}
 
 
 def test_long_steps_are_not_stacked(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import unequal
 from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.data.federation import Examples, Federation, Positions
@@ -60,6 +61,18 @@ def test_support_and_query_are_disjoint_cover_train_and_are_redrawn(federation, 
         assert (len(support), len(query)) == (client.size("support"), client.size("query"))
         queries.append(set(query))
     assert queries[0] != queries[1]
+
+
+def test_images_with_the_channels_last_in_memory_give_the_same_batch():
+    federation = unequal.federation("simple_cnn")
+    inputs = federation.examples.inputs
+    turned = replace(federation.examples, inputs=inputs.contiguous(memory_format=torch.channels_last))
+    assert turned.inputs.stride() != inputs.stride()
+    for last in (True, False):
+        usual, labels = federation.batch(np.array([3, 0, 7]), channels_last=last)
+        found, same = replace(federation, examples=turned).batch(np.array([3, 0, 7]), channels_last=last)
+        torch.testing.assert_close(usual, (inputs[[3, 0, 7]].float() / 255 - 0.5) / 0.25)
+        assert torch.equal(found, usual) and found.stride() == usual.stride() and torch.equal(same, labels)
 
 
 def test_a_client_with_one_example_cannot_be_divided(federation, plan):

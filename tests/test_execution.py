@@ -131,6 +131,13 @@ def test_bfloat16_and_onednn_leave_float64_alone(method):
 
 
 @every_method
+def test_linear_layers_of_onednn_stay_float32_in_bfloat16(method):
+    found = run(METHODS[method](), "mlp-epochs", torch.float32, Execution("bfloat16", linear="onednn"))
+    expected = run(METHODS[method](), "mlp-epochs", torch.float32, Execution(linear="onednn"))
+    assert_same_bits(found[-1], expected[-1])
+
+
+@every_method
 @every({"one by one": Execution(), "together-3": STACKS["together-3"], **LAYOUTS, **LIBRARIES, **BRIEF})
 def test_threads_and_resuming_change_no_bit(method, mode):
     algorithm = METHODS[method]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -101,6 +102,25 @@ class Summed(Base):
         return self.fc(inputs) * self.gain.sum()
 
 
+def repeated(shape, classes):
+    """A row of layers with one of them twice."""
+    again = nn.Linear(shape[0], shape[0])
+    return nn.Sequential(OrderedDict(one=again, tanh=nn.Tanh(), two=again, fc=nn.Linear(shape[0], classes)))
+
+
+def hooked(shape, classes):
+    """A row of layers with something added behind one of them."""
+    layer = nn.Linear(shape[0], shape[0], bias=False)
+    layer.register_forward_hook(lambda part, inputs, output: output + 1)
+    return nn.Sequential(OrderedDict(one=layer, sigmoid=nn.Sigmoid(), fc=nn.Linear(shape[0], classes)))
+
+
+def nested(shape, classes):
+    """A row within a row."""
+    row = nn.Sequential(nn.Linear(shape[0], 3), nn.ReLU())
+    return nn.Sequential(OrderedDict(row=row, fc=nn.Linear(3, classes)))
+
+
 class Frozen(Base):
     def add(self, width, classes):
         self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
@@ -143,7 +163,7 @@ def learn(model: Model, mode: Execution, name: str = "mlp", clients=range(1, 6),
         return engine.cohort(model, unequal.federation(name), plan, 1, clients).map(FedAvg().learn, weights)
 
 
-@pytest.mark.parametrize("module", [Tied, Transposed, Scalar, Added, Summed])
+@pytest.mark.parametrize("module", [Tied, Transposed, Scalar, Added, Summed, hooked, nested])
 @pytest.mark.parametrize("limit", [PLAN.clip, None])
 @every_mode
 def test_training_is_the_literal_loop(module, mode, limit):
@@ -200,6 +220,7 @@ def test_onednn_changes_rounding_only(module, together):
         (Own(Frozen), "mlp", "'scale' is not trained by gradients"),
         (Own(Deciding), "mlp", "vmap"),
         (Own(BatchStatistics), "simple_cnn", "batch"),
+        (Own(repeated), "mlp", "a layer appears twice"),
         (Own(Centred), "mlp", "the examples of a batch see each other"),
     ],
 )

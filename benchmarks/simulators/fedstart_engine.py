@@ -27,6 +27,9 @@ def make_federation(job: Job) -> Federation:
     data, work = job.data, job.work
     images = len(work.shape) == 3
     inputs = torch.from_numpy(data.read("pixels" if images else "inputs"))
+    if images:
+        # As the loader of image files leaves them.
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     channels = work.shape[0] if images else 0
     names = tuple(str(label) for label in range(work.classes))
     fingerprint = hashlib.sha256(str(data.folder).encode()).hexdigest()

@@ -103,13 +103,18 @@ def nbytes(value: object) -> int:
     """Bytes of all tensors in a nest of mappings, lists and tuples; 8 for each bare number."""
     from torch import Tensor
 
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum([nbytes(item) for item in value.values()])
-    if isinstance(value, list | tuple):
-        return sum([nbytes(item) for item in value])
-    return 8 if isinstance(value, int | float) else 0
+    total, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            total += item.nbytes
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+        elif isinstance(item, int | float):
+            total += 8
+    return total
 
 
 def fingerprint(weights: Weights) -> str:
@@ -155,7 +160,8 @@ class Mean:
         import torch
 
         for name, first in trees[0].items():
-            stack = torch.stack([tree[name].detach() for tree in trees])
+            with torch.no_grad():
+                stack = torch.stack([tree[name] for tree in trees])
             stack = stack if first.is_floating_point() else stack.double()
             total = torch.tensordot(torch.tensor(weights, dtype=stack.dtype), stack, 1)
             self._sum[name] = self._sum[name] + total if name in self._sum else total

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-DECODER = 1
+DECODER = 2
 """Goes up whenever the same bytes would be decoded to other pixels or other statistics."""
 CHUNK = 256
 GREY = frozenset({"1", "L", "LA"})
@@ -57,9 +57,9 @@ def default_folder() -> Path:
 def pixels(encoded: Encoded, digest: str, train: np.ndarray, folder: Path) -> tuple[np.ndarray, Channels, Channels]:
     """The decoded images, shape (N, C, H, W), uint8, with mean and standard deviation of the train rows.
 
-    C is 1 if every image is grey, else 3. `train` marks the rows, shape (N,), that the statistics are taken from.
-    The array is mapped copy-on-write from `folder`, where it is made if it is not there yet: in a temporary folder,
-    then a rename, so several processes may do this at once.
+    In memory, and in the file, the channels are last. C is 1 if every image is grey, else 3. `train` marks the rows,
+    shape (N,), that the statistics are taken from. The array is mapped copy-on-write from `folder`, where it is made if
+    it is not there yet: in a temporary folder, then a rename, so several processes may do this at once.
     Raises ValueError for an image that cannot be decoded or differs in size, and for a folder that cannot be used.
     """
     key = hashlib.sha256(f"{DECODER}:{digest}:".encode() + np.packbits(train).tobytes()).hexdigest()[:32]
@@ -72,7 +72,7 @@ def pixels(encoded: Encoded, digest: str, train: np.ndarray, folder: Path) -> tu
     try:
         card = json.loads((home / "statistics.json").read_text())
         images = np.load(home / "pixels.npy", mmap_mode="c")
-        return images, tuple(card["mean"]), tuple(card["std"])
+        return images.transpose(0, 3, 1, 2), tuple(card["mean"]), tuple(card["std"])
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{home}: damaged; remove this folder ({str(error).splitlines()[0]})") from None
 
@@ -112,7 +112,7 @@ def _make(encoded: Encoded, train: np.ndarray, home: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
     try:
         images = _decode(encoded, temporary / "pixels.npy")
-        mean, std = statistics(images, train)
+        mean, std = statistics(images.transpose(0, 3, 1, 2), train)
         (temporary / "statistics.json").write_text(json.dumps({"mean": mean, "std": std}))
         try:
             temporary.rename(home)
@@ -129,7 +129,7 @@ def _decode(encoded: Encoded, file: Path) -> np.ndarray:
     # Most sources are all grey or all colour, so the first image is a good guess and a wrong one costs a restart.
     modes = ("L", "RGB") if first.mode in GREY else ("RGB",)
     for mode in modes:
-        shape = (len(encoded.images), len(mode), first.height, first.width)
+        shape = (len(encoded.images), first.height, first.width, len(mode))
         images = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
         if _fill(encoded, images, mode):
             images.flush()
@@ -143,10 +143,10 @@ def _fill(encoded: Encoded, images: np.ndarray, mode: str) -> bool:
     def chunk(start: int) -> bool:
         for row in range(start, min(start + CHUNK, len(images))):
             image = _open(encoded, row)
-            if (image.height, image.width) != images.shape[2:]:
+            if (image.height, image.width) != images.shape[1:3]:
                 raise ValueError(
                     f"{encoded.place(row)}: the image is {image.width}x{image.height}, but the first one is "
-                    f"{images.shape[3]}x{images.shape[2]}; all images must have one size"
+                    f"{images.shape[2]}x{images.shape[1]}; all images must have one size"
                 )
             if mode == "L" and image.mode not in GREY:
                 return False
@@ -178,10 +178,10 @@ def _open(encoded: Encoded, row: int) -> Image.Image:
 
 
 def _array(image: Image.Image, mode: str, place: str) -> np.ndarray:
-    """The pixels of one image, shape (C, H, W), uint8."""
+    """The pixels of one image, shape (H, W, C), uint8."""
     try:
         # A palette with transparency goes to RGB by way of RGBA, or Pillow warns.
         converted = (image.convert("RGBA") if image.mode == "P" else image).convert(mode)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{place}: not a readable image ({error})") from None
-    return np.asarray(converted).reshape(image.height, image.width, len(mode)).transpose(2, 0, 1)
+    return np.asarray(converted).reshape(image.height, image.width, len(mode))

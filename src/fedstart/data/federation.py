@@ -17,7 +17,8 @@ class Examples:
     """All examples of one source, decoded once.
 
     `inputs` is `(N, C, H, W)` uint8 for images, or `(N, ...)` floating for features. Images are brought to
-    `(x / 255 - mean) / std` per channel when a batch is read; features are taken as they are.
+    `(x / 255 - mean) / std` per channel when a batch is read, fastest from memory with the channels last; features
+    are taken as they are.
     `columns` holds what partitions may use (writer, domain) and, where the source has official splits,
     `split` (0 = train, 1 = test); each of shape (N,).
     """
@@ -38,6 +39,12 @@ class Examples:
     def shape(self) -> tuple[int, ...]:
         """The shape of one input, without the batch."""
         return tuple(self.inputs.shape[1:])
+
+    def select(self, index: Tensor) -> Tensor:
+        """The inputs at positions of shape (n,), in memory as `inputs` are: those with the channels last stay so."""
+        if self.inputs.dim() == 4 and not self.inputs.is_contiguous():
+            return self.inputs.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+        return self.inputs.index_select(0, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +121,12 @@ class Federation:
         By default images lie in memory with the channels last, which convolutions on a CPU read faster.
         """
         index = torch.as_tensor(positions)
-        inputs = self.examples.inputs.index_select(0, index)
         labels = self._local_labels.index_select(0, index)
+        inputs = self.examples.select(index)
         if inputs.is_floating_point():
             return inputs.to(dtype), labels
-        scale, shift = _normalisation(self.examples.mean, self.examples.std, dtype)
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        scale, shift = _normalisation(self.examples.mean, self.examples.std, self.examples.shape, dtype, layout)
         return inputs.to(dtype, memory_format=layout).mul_(scale).add_(shift), labels
 
     @functools.cached_property
@@ -155,11 +162,22 @@ class Federation:
 
 
 @functools.lru_cache(maxsize=16)
-def _normalisation(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Factor and summand that bring pixels 0 .. 255 to `(x / 255 - mean) / std`, each of shape (channels, 1, 1)."""
-    means = torch.tensor(mean or (0.0,), dtype=torch.float64).view(-1, 1, 1)
-    stds = torch.tensor(std or (1.0,), dtype=torch.float64).view(-1, 1, 1)
-    return (1 / (255 * stds)).to(dtype), (-means / stds).to(dtype)
+def _normalisation(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> tuple[Tensor, Tensor]:
+    """Factor and summand that bring pixels 0 .. 255 to `(x / 255 - mean) / std`, one for each number of an image."""
+    means = torch.tensor(mean or (0.0,), dtype=torch.float64).view(1, -1, 1, 1)
+    stds = torch.tensor(std or (1.0,), dtype=torch.float64).view(1, -1, 1, 1)
+
+    # Whole images, as a table of three numbers would be read anew for each pixel.
+    def table(values: Tensor) -> Tensor:
+        return values.to(dtype).expand(1, *shape).contiguous(memory_format=layout)
+
+    return table(1 / (255 * stds)), table(-means / stds)
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None:

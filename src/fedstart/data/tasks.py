@@ -52,7 +52,7 @@ def only(examples: Examples, column: str, values: Sequence[str | int]) -> Exampl
     return replace(
         examples,
         name=f"{examples.name} {' '.join(str(value) for value in values)}",
-        inputs=examples.inputs.index_select(0, torch.from_numpy(rows)),
+        inputs=examples.select(torch.from_numpy(rows)),
         labels=examples.labels[rows],
         fingerprint=hashlib.sha256(examples.fingerprint.encode() + rows.tobytes()).hexdigest(),
         columns={name: entries[rows] for name, entries in examples.columns.items()},

@@ -33,7 +33,7 @@ SECONDS = 0.3
 """How long a candidate is repeated; its fastest time counts."""
 GAIN = 1.1
 """A candidate is chosen when it is this many times faster than what was best before."""
-STACKS = (8, 32, 64, 128)
+STACKS = (8, 32, 256)
 STACKABLE_SECONDS = 0.005
 """Stacks are tried where a step is shorter than this: they save what a step costs besides its products."""
 
@@ -90,14 +90,14 @@ def _choose(
 ) -> Execution:
     fastest = min(seconds(model, federation, plan, best) for _ in range(2))
     candidates: list[dict[str, Any]] = [{"channels_last": False}] if len(model.shape) == 3 else []
-    if products.available():
-        candidates.append({"linear": "onednn"})
     if supports_bfloat16():
         candidates.append({"precision": "bfloat16"})
+    if products.available():
+        candidates.append({"linear": "onednn"})
     # Half a cohort at most, so that two threads have work; not a matter of this machine's number of threads.
     half = min(plan.cohort or federation.clients, len(federation.eligible)) // 2
     if "together" not in fixed and fastest < STACKABLE_SECONDS * STEPS and stacked.refusal(model) is None:
-        candidates += [{"together": stack} for stack in STACKS if stack <= half]
+        candidates += [{"together": stack} for stack in sorted({min(stack, half) for stack in STACKS}) if stack > 1]
     for changes in candidates:
         if changes.keys() & fixed.keys():
             continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.functional import cross_entropy
 
 from fedstart import keys
@@ -34,6 +35,10 @@ class Replica:
         self._refuse_dropout()
         if execution.linear == "onednn":
             products.use_onednn(self.module)
+        if self.channels_last:
+            for part in self.module.modules():
+                if isinstance(part, nn.MaxPool2d):
+                    part.register_forward_hook(_keep_gradient_layout)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         state = self.module.state_dict(keep_vars=True)
         for tensor in state.values():
@@ -63,6 +68,12 @@ class Replica:
                     f"{name or 'the model'}: dropout p={part.p} draws from torch's global generator, so no round could "
                     "be replayed (allowed: p=0)"
                 )
+
+
+def _keep_gradient_layout(_: nn.Module, __: object, output: Tensor) -> None:
+    # Behind a flattening, gradients come with the channels first, and pooling would copy its whole input twice.
+    if not is_functorch_wrapped_tensor(output) and output.requires_grad:
+        output.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
 
 
 @dataclass

@@ -16,8 +16,8 @@ class Execution:
 
     `together`, `channels_last` and `linear` change results by rounding only (tested to 1e-5 relative in float32, to
     1e-10 in float64). `precision="bfloat16"` runs convolutions and matrix products of float32 weights in bfloat16
-    (8 significant bits, products summed in float32; of stacked clients only matrix products); weights, updates, losses,
-    means and evaluation stay float32.
+    (8 significant bits, products summed in float32; of stacked clients only matrix products), but for linear layers
+    that `linear="onednn"` computes: those stay float32, as weights, updates, losses, means and evaluation do.
     """
 
     precision: Annotated[

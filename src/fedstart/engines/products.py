@@ -23,10 +23,9 @@ def use_onednn(module: nn.Module) -> None:
 
 
 def _forward(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    plain = inputs.dtype == torch.float32 and inputs.dim() == 2 and not torch.is_autocast_enabled("cpu")
-    if not plain or is_functorch_wrapped_tensor(inputs):
+    if layer.weight.dtype != torch.float32 or inputs.dim() != 2 or is_functorch_wrapped_tensor(inputs):
         return nn.functional.linear(inputs, layer.weight, layer.bias)
-    return _Linear.apply(inputs, layer.weight, layer.bias)  # pyright: ignore[reportReturnType]
+    return _Linear.apply(inputs.float(), layer.weight, layer.bias)  # pyright: ignore[reportReturnType]
 
 
 class _Linear(torch.autograd.Function):

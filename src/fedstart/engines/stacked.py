@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.functional import cross_entropy
 
 from fedstart.data.federation import Federation
 from fedstart.engines import descent
@@ -40,7 +39,11 @@ def refusal(model: Model) -> str | None:
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if shared := [name for name in model.shapes if name not in trained]:
         return f"{shared[0]!r} is not trained by gradients"
-    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+    parts = [part for _, part in module.named_modules(remove_duplicate=False)]
+    if len(set(parts)) < len(parts):
+        # functional_call takes such a layer's tensors twice and does not find the way back.
+        return "a layer appears twice"
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in parts):
         return "in BatchNorm the examples of a batch see each other"
     weights = {name: tensor.detach().expand(2, *tensor.shape) for name, tensor in module.named_parameters()}
     try:
@@ -53,6 +56,30 @@ def refusal(model: Model) -> str | None:
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5):
         return "the examples of a batch see each other"
     return None
+
+
+def _is_perceptron(module: nn.Module) -> bool:
+    """Whether the module is linear layers in a row, with flattening and pointwise functions between them."""
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    if type(module) is not nn.Sequential or hooked:
+        return False
+    return all(
+        type(part) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
+        or (type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1))
+        for part in module
+    )
+
+
+def _perceptron(module: nn.Module, weights: Weights, inputs: Tensor) -> Tensor:
+    """What vmap gives, without its cost for each layer, which small networks feel: (clients, width, ...) to logits."""
+    for name, part in module.named_children():
+        if isinstance(part, nn.Linear):
+            factor = weights[f"{name}.weight"].transpose(1, 2)
+            bias = weights.get(f"{name}.bias")
+            inputs = torch.bmm(inputs, factor) if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, factor)
+        else:
+            inputs = inputs.flatten(2) if isinstance(part, nn.Flatten) else part(inputs)
+    return inputs
 
 
 class Stack:
@@ -155,14 +182,16 @@ class Stack:
         """Loss of each example, shape (clients, width)."""
         clients, width = positions.shape
         inputs, labels = self.federation.batch(positions.ravel(), self.replica.dtype, self.replica.channels_last)
+        module, stacked = self.replica.module, inputs.unflatten(0, (clients, width))
         with self.replica.precision():
-            logits = vmap(self._apply)(weights, inputs.unflatten(0, (clients, width)))
+            if _is_perceptron(module):
+                logits = _perceptron(module, weights, stacked)
+            else:
+                logits = vmap(lambda one, some: functional_call(module, one, (some,)))(weights, stacked)
         flat = logits.flatten(0, 1).to(self.replica.dtype)
-        return cross_entropy(flat, labels, reduction="none").view(clients, width)
-
-    def _apply(self, weights: Weights, inputs: Tensor) -> Tensor:
-        module: nn.Module = self.replica.module
-        return functional_call(module, weights, (inputs,))
+        # Cross-entropy; torch's own takes the logarithm of all classes, one short row after the other.
+        losses = flat.logsumexp(1) - flat.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return losses.view(clients, width)
 
     def _chunks(self, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The whole part of every client, some columns at a time: positions, and each one's share in the mean."""
