@@ -115,17 +115,18 @@ def _choose(
 
 
 def _seconds(model: Model, federation: Federation, plan: Plan, execution: Execution) -> float:
-    """Seconds per client of a few local steps, on one thread."""
-    clients: Sequence[int] = federation.eligible[: max(execution.together, 2)].tolist()
+    """A thread's seconds per client of a few local steps, while all threads work: they share the processor's cache."""
     short = replace(plan, rounds=1, local_steps=min(plan.local_steps or STEPS, STEPS), local_epochs=None)
     weights, times = model.init(0), []
     began = time.perf_counter()
-    with LocalEngine(1, execution) as engine:
+    with LocalEngine(execution=execution) as engine:
+        clients: Sequence[int] = federation.eligible[: engine.threads * execution.together].tolist()
         while len(times) < 3 or time.perf_counter() - began < SECONDS:
             start = time.perf_counter()
             engine.cohort(model, federation, short, 1, clients).mean(_learn, weights)
             times.append(time.perf_counter() - start)
-    return min(times[1:]) / len(clients)
+        busy = min(engine.threads, -(-len(clients) // execution.together))
+    return min(times[1:]) * busy / len(clients)
 
 
 def _learn(client: Client, weights: Weights) -> Weights:
