@@ -115,6 +115,13 @@ def hooked(shape, classes):
     return nn.Sequential(OrderedDict(one=layer, sigmoid=nn.Sigmoid(), fc=nn.Linear(shape[0], classes)))
 
 
+def shared(shape, classes):
+    """A row of layers with one bias for two of them."""
+    one, two = (nn.Linear(shape[0], shape[0]) for _ in range(2))
+    two.bias = one.bias
+    return nn.Sequential(OrderedDict(one=one, tanh=nn.Tanh(), two=two, fc=nn.Linear(shape[0], classes)))
+
+
 def nested(shape, classes):
     """A row within a row."""
     row = nn.Sequential(nn.Linear(shape[0], 3), nn.ReLU())
@@ -163,7 +170,7 @@ def learn(model: Model, mode: Execution, name: str = "mlp", clients=range(1, 6),
         return engine.cohort(model, unequal.federation(name), plan, 1, clients).map(FedAvg().learn, weights)
 
 
-@pytest.mark.parametrize("module", [Tied, Transposed, Scalar, Added, Summed, hooked, nested])
+@pytest.mark.parametrize("module", [Tied, Transposed, Scalar, Added, Summed, hooked, shared, nested])
 @pytest.mark.parametrize("limit", [PLAN.clip, None])
 @every_mode
 def test_training_is_the_literal_loop(module, mode, limit):

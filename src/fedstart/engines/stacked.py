@@ -59,9 +59,10 @@ def refusal(model: Model) -> str | None:
 
 
 def _is_perceptron(module: nn.Module) -> bool:
-    """Whether the module is linear layers in a row, with flattening and pointwise functions between them."""
+    """Whether the module is linear layers in a row, no tensor shared, with pointwise functions between."""
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-    if type(module) is not nn.Sequential or hooked:
+    tied = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
+    if type(module) is not nn.Sequential or hooked or tied:
         return False
     return all(
         type(part) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity)
