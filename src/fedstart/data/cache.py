@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 DECODER = 2
-"""Goes up whenever the same bytes would be decoded to other pixels or other statistics."""
+"""Goes up whenever the same bytes would be decoded to other pixels, another layout or other statistics."""
 CHUNK = 256
 GREY = frozenset({"1", "L", "LA"})
 

@@ -91,6 +91,7 @@ class Stack:
     ) -> None:
         self.replica, self.federation, self.plan, self.number = replica, federation, plan, number
         self.clients = np.array(clients)
+        self._row = _is_perceptron(replica.module)
         replica.module.train()
 
     def descend(
@@ -185,7 +186,7 @@ class Stack:
         inputs, labels = self.federation.batch(positions.ravel(), self.replica.dtype, self.replica.channels_last)
         module, stacked = self.replica.module, inputs.unflatten(0, (clients, width))
         with self.replica.precision():
-            if _is_perceptron(module):
+            if self._row:
                 logits = _perceptron(module, weights, stacked)
             else:
                 logits = vmap(lambda one, some: functional_call(module, one, (some,)))(weights, stacked)
