@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as settings_dataclass
@@ -36,7 +36,12 @@ class Plan:
     """How long and how hard to train: the settings that are the same for every method.
 
     Exactly one of `local_steps` (tau minibatch steps) and `local_epochs` (E passes) is given.
-    Local training is SGD: `v = momentum * v + g + weight_decay * w; w -= lr * v`, momentum reset each round.
+    Local training is SGD: `v = momentum * v + g + weight_decay * w; w -= lr * v`; "nesterov" moves by
+    `g + weight_decay * w + momentum * v` instead, "adam" is Adam (Kingma and Ba 2015; beta 0.9 and 0.999, epsilon
+    1e-8, weight decay added to g). What an optimiser remembers begins anew each round.
+
+    The server's own examples are those withheld from the clients; `server_steps` minibatch steps on them follow every
+    round, whatever the method.
 
     Raises ValueError for a value out of its range, or when both or neither kind of local work is given.
     """
@@ -53,12 +58,30 @@ class Plan:
     query_fraction: Annotated[
         float, Field(gt=0, lt=1, description="share of `train` that becomes `query`, redrawn each round")
     ] = 0.2
+    query_split: Annotated[
+        Literal["random", "stratified", "time", "classes"],
+        Field(description="which examples become `query`: any, the same share of each class, the last, whole classes"),
+    ] = "random"
+    optimizer: Annotated[
+        Literal["sgd", "nesterov", "adam"], Field(description="local optimiser; momentum is for sgd and nesterov")
+    ] = "sgd"
+    server_steps: Annotated[
+        int, Field(ge=0, description="minibatch steps on the server's examples after each round; 0 = none")
+    ] = 0
+    server_lr: Annotated[float | None, Field(gt=0, description="rate of the server's steps; none = lr")] = None
+    server_share: Annotated[
+        float, Field(gt=0, le=1, description="share of the withheld examples that the server uses")
+    ] = 1.0
     seed: Annotated[int, Field(ge=0, description="names every random draw of the run")] = 0
 
     @model_validator(mode="after")
     def _one_kind_of_local_work(self) -> Plan:
         if (self.local_steps is None) == (self.local_epochs is None):
             raise ValueError("give exactly one of local_steps and local_epochs")
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError("momentum is for sgd and nesterov; adam has its own (allowed: momentum = 0)")
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
@@ -76,12 +99,17 @@ Memories = Mapping[int, Mapping[str, Weights]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a round took: client-examples (forward, or forward and backward), exchanges, and bytes on the wire."""
+    """What a round took: examples through the network, exchanges, and bytes on the wire.
+
+    `examples` counts forward passes and `backward` backward passes, clients and server together. A product with the
+    Hessian is one forward and three backward passes: the gradient's, and back through both.
+    """
 
     examples: int = 0
     exchanges: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
+    backward: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -89,6 +117,7 @@ class Cost:
             self.exchanges + other.exchanges,
             self.bytes_down + other.bytes_down,
             self.bytes_up + other.bytes_up,
+            self.backward + other.backward,
         )
 
 
@@ -126,17 +155,42 @@ class Counts(NamedTuple):
     loss: np.ndarray
 
 
+Slope = Callable[..., Weights]
+"""`slope(weights, batch=0)`: gradient of a minibatch's mean loss. Batch 0 is the step's own; others are drawn apart."""
+
+Direction = Callable[[Slope, Weights], Weights]
+"""What takes the gradient's place in a local step: made of the step's minibatch gradients, at `weights` or nearby."""
+
+
 class Client(Protocol):
     """The only door from an algorithm to one client's data and model. Knows nothing of the other clients."""
+
+    @property
+    def lr(self) -> float:
+        """eta: learning rate of the local steps."""
+        ...
 
     def size(self, part: str = "train") -> int:
         """Number of examples in the part."""
         ...
 
     def descend(
-        self, weights: Weights, part: str = "train", *, linear: Weights | None = None, proximal: float = 0.0
+        self,
+        weights: Weights,
+        part: str = "train",
+        *,
+        linear: Weights | None = None,
+        proximal: float = 0.0,
+        direction: Direction | None = None,
     ) -> Weights:
-        """The plan's local training from `weights`: minimises `loss + <linear, w> + proximal/2 ||w - weights||^2`."""
+        """The plan's local training from `weights`: minimises `loss + <linear, w> + proximal/2 ||w - weights||^2`.
+
+        `direction` makes each step's gradient of the loss, where the method has its own way.
+        """
+        ...
+
+    def pullback(self, weights: Weights, cotangent: Weights, part: str = "train") -> Weights:
+        """The derivative of `<cotangent, descend(weights, part)>` by `weights`: exact, through every local step."""
         ...
 
     def loss(self, weights: Weights, part: str = "train") -> float:
@@ -184,6 +238,14 @@ class Cohort(Protocol):
         """Streaming mean of `method(client, *broadcast)`, weighted by the size of the part `weight`.
 
         `weight=None` is the plain mean. Never holds every client's weights at once. One exchange.
+        """
+        ...
+
+    def server(self, method: Callable[..., Any], *broadcast: Any, pieces: int = 1) -> list[Any]:
+        """`method(client, *broadcast)` where `client` is a random equal piece of the server's own examples, for each.
+
+        The pieces are drawn anew each round; `train`, `support` and `query` all name the whole piece. No exchange.
+        Raises ValueError where the server has no examples, or fewer than pieces.
         """
         ...
 

@@ -95,6 +95,11 @@ class LocalClient:
     loss_sum: float = 0.0
     loss_count: int = 0
 
+    @property
+    def lr(self) -> float:
+        """eta: learning rate of the local steps."""
+        return self.plan.lr
+
     def size(self, part: str = "train") -> int:
         """Number of examples in the part."""
         return size(self.federation, self.plan, part, self.identity)

@@ -52,6 +52,11 @@ class StackedClient:
         """Before each call of the method."""
         self._asked, self.remembered = 0, {}
 
+    @property
+    def lr(self) -> float:
+        """eta: learning rate of the local steps."""
+        return self.stack.plan.lr
+
     def size(self, part: str = "train") -> int:
         """Number of examples in the part."""
         return size(self.stack.federation, self.stack.plan, part, self.identity)
