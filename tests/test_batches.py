@@ -81,7 +81,7 @@ def test_support_and_query_divide_train_as_the_literal_loop_does(fraction):
         assert sorted(own(support, k) + own(query, k)) == sorted(federation.positions("train", k))
         assert own(support, k) and own(query, k)
         assert [len(own(support, k)), len(own(query, k))] == [
-            size(federation, plan, part, int(k)) for part in ("support", "query")
+            size(federation, plan, part, 2, int(k)) for part in ("support", "query")
         ]
         expected = slow.support_and_query(federation, plan, 2, int(k))
         assert (own(support, k), own(query, k)) == (expected[0].tolist(), expected[1].tolist())

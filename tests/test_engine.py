@@ -15,8 +15,9 @@ from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.data.federation import Examples, Federation, Positions
 from fedstart.engines.batches import size
-from fedstart.engines.client import LocalClient, Replica
+from fedstart.engines.client import LocalClient
 from fedstart.engines.local import LocalEngine
+from fedstart.engines.replica import Replica
 from fedstart.models import Model, load_architecture
 from fedstart.training import draw, train
 from fedstart.types import Diverged, Plan
@@ -78,7 +79,7 @@ def test_images_with_the_channels_last_in_memory_give_the_same_batch():
 def test_a_client_with_one_example_cannot_be_divided(federation, plan):
     lonely = replace(federation, parts={"train": Positions(np.array([0, 1]), np.array([4]))})
     with pytest.raises(ValueError, match="client 0 has 1 examples"):
-        size(lonely, plan, "support", 0)
+        size(lonely, plan, "support", 1, 0)
 
 
 def test_evaluation_counts_each_client_alone(model, federation, weights):

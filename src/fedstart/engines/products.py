@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,17 @@ def use_onednn(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.Linear:
             part.forward = functools.partial(_forward, part)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def differentiable(module: nn.Module) -> Iterator[None]:
+    """Inside, linear layers compute through torch again: oneDNN's products have no second derivative."""
+    changed = {part: part.__dict__.pop("forward") for part in module.modules() if "forward" in part.__dict__}
+    try:
+        yield
+    finally:
+        for part, forward in changed.items():
+            part.forward = forward
 
 
 def _forward(layer: nn.Linear, inputs: Tensor) -> Tensor:

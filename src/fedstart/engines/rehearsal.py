@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fedstart import tree
 from fedstart.models import Model
-from fedstart.types import Judgement, Weights
+from fedstart.types import Direction, Judgement, Weights
 
 
 class Rehearsed(NamedTuple):
@@ -25,15 +25,30 @@ class Understudy:
     model: Model
     remembers: bool = False
 
+    @property
+    def lr(self) -> float:
+        """One."""
+        return 1.0
+
     def size(self, part: str = "train") -> int:
         """Two, so that a part can be divided."""
         return 2
 
     def descend(
-        self, weights: Weights, part: str = "train", *, linear: Weights | None = None, proximal: float = 0.0
+        self,
+        weights: Weights,
+        part: str = "train",
+        *,
+        linear: Weights | None = None,
+        proximal: float = 0.0,
+        direction: Direction | None = None,
     ) -> Weights:
         """The weights as they are."""
         return tree.clone(weights)
+
+    def pullback(self, weights: Weights, cotangent: Weights, part: str = "train") -> Weights:
+        """The cotangent as it is."""
+        return {name: cotangent[name].clone() for name in self.model.parameters}
 
     def loss(self, weights: Weights, part: str = "train") -> float:
         """Zero."""

@@ -22,9 +22,13 @@ LARGEST_LOSS = 1e30
 
 
 class Report(NamedTuple):
-    """What a node says of its work in an exchange: examples processed, sum of the training losses, and their number."""
+    """What a node says of its work in an exchange: examples through the network, sum of training losses, their number.
+
+    `backward` counts backward passes, at most three for each forward one.
+    """
 
     examples: int
+    backward: int
     loss_sum: float
     loss_count: int
 
@@ -92,16 +96,28 @@ def content(reply: Message | str) -> RecordDict:
 def report(record: RecordDict, identity: int, most: int) -> Report:
     """The report of client `identity`, which processed at most `most` examples. Raises ValueError for a wrong one."""
     metrics = record.metric_records.get("report", {})
-    client, examples, loss_sum, count = (metrics.get(key) for key in ("client", "examples", "loss-sum", "loss-count"))
+    client, examples, backward, loss_sum, count = (
+        metrics.get(key) for key in ("client", "examples", "backward", "loss-sum", "loss-count")
+    )
     if client != identity:
         raise ValueError(f"the answer is client {client!r}'s")
     if not isinstance(examples, int) or not isinstance(count, int) or not 0 <= count <= examples:
         raise ValueError(f"{count!r} of {examples!r} examples is no count")
     if examples > most:
         raise ValueError(f"{examples} examples are more than the client has (allowed: at most {most})")
+    if not isinstance(backward, int) or not 0 <= backward <= 3 * examples:
+        raise ValueError(f"{backward!r} backward passes of {examples} examples are impossible")
     if not isinstance(loss_sum, int | float) or not abs(loss_sum) <= LARGEST_LOSS * count:
         raise ValueError(f"the training loss is {loss_sum!r} over {count} examples")
-    return Report(examples, float(loss_sum), count)
+    return Report(examples, backward, float(loss_sum), count)
+
+
+def size(record: RecordDict, most: int) -> int:
+    """Size of the part that a node was asked about, in its words: 1 to `most`. Raises ValueError for another number."""
+    found = record.metric_records["report"].get("size")
+    if not isinstance(found, int) or not 1 <= found <= most:
+        raise ValueError(f"{found!r} examples in the part are impossible (allowed: 1 to {most})")
+    return found
 
 
 def introduction(reply: Message | str, largest: int) -> Introduction:

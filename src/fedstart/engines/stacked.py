@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from fedstart.data.federation import Federation
 from fedstart.engines import descent
 from fedstart.engines.batches import minibatches, rows, sizes
-from fedstart.engines.client import Replica
+from fedstart.engines.replica import Replica
 from fedstart.models import Model
 from fedstart.types import Judgement, Plan, Weights
 
@@ -109,7 +109,7 @@ class Stack:
         stack = self._stack([starts[k] for k in order])
         anchor = [tensor.clone() for tensor in stack.values()] if proximal else []
         slope = list(self._stack([slopes[k] for k in order]).values()) if slopes is not None else []
-        velocities = [torch.zeros_like(t) for t in stack.values()] if plan.momentum else []
+        memory = descent.begin(list(stack.values()), plan)
         positions = np.take_along_axis(held.positions[:, None], places, 2)[order]
         counts, sums = counts[order], torch.zeros(len(order), dtype=torch.float64)
         for step in range(counts.shape[1]):
@@ -124,7 +124,8 @@ class Stack:
                 )
                 if plan.clip is not None:
                     gradients = descent.clip(gradients, plan.clip, working)
-                descent.update(parameters, gradients, [t[:working] for t in velocities], plan)
+                moments = [[t[:working] for t in tensors] for tensors in memory]
+                descent.update(parameters, gradients, moments, plan, step + 1)
             sums[:working] += losses.detach() * torch.from_numpy(counts[:working, step])
         back = np.argsort(order)
         trained = self._each(stack)
@@ -153,7 +154,7 @@ class Stack:
 
     def sizes(self, part: str) -> np.ndarray:
         """Number of examples of each client's part."""
-        return sizes(self.federation, self.plan, part, self.clients)
+        return sizes(self.federation, self.plan, part, self.number, self.clients)
 
     def _stack(self, weights: Sequence[Weights]) -> Weights:
         """Trainable tensors of shape (clients, ...), in memory of their own."""

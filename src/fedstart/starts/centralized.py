@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_dataclass
 
 from fedstart.types import STRICT, Client, Cohort, Info, Plan, State, Weights
@@ -22,13 +23,15 @@ class Centralized:
     minibatches. Without momentum this is plain SGD; momentum begins anew with each round.
     """
 
+    server_data: Annotated[bool, Field(description="also train on the examples withheld from the clients")] = False
+
     def begin(self, model: Model, seed: int) -> Weights:
         """Initial weights of `seed`."""
         return model.init(seed)
 
     def prepare(self, federation: Federation, plan: Plan) -> tuple[Federation, Plan]:
         """The federation of one client that holds everybody's examples; the plan draws no cohort."""
-        return federation.pooled(), dataclasses.replace(plan, cohort=None)
+        return federation.pooled(self.server_data), dataclasses.replace(plan, cohort=None)
 
     def learn(self, client: Client, weights: Weights) -> Weights:
         """On the one client: the plan's local training."""
