@@ -85,11 +85,11 @@ def test_the_order_in_which_clients_are_listed_changes_nothing(method, model, fe
 
 @every_method
 def test_clients_that_are_not_drawn_change_nothing(method, model, federation, plan, weights):
-    """Padding: the same clients in a federation with three more, one of them empty."""
-    extra = federation.parts["train"]
-    values = np.concatenate([extra.values, extra.values[:9]])
-    offsets = np.concatenate([extra.offsets, extra.offsets[-1] + np.array([4, 4, 9])])
-    padded = replace(federation, parts={**federation.parts, "train": Positions(offsets, values)})
+    """The others have other examples, and one more client has none. How many could be drawn is part of some methods."""
+    held = [federation.positions("train", k)[0 if k in (1, 4) else 2 :] for k in range(federation.clients)]
+    offsets = np.cumsum([0, *map(len, held), 0])
+    padded = replace(federation, parts={"train": Positions(offsets, np.concatenate(held))})
+    assert len(padded.eligible) == federation.clients == padded.clients - 1
     with LocalEngine() as engine:
         states = [
             method.step(State(weights), engine.cohort(model, data, plan, 1, (1, 4)))[0] for data in (federation, padded)

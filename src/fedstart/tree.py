@@ -57,6 +57,15 @@ def scale(weights: Weights, factor: float) -> Weights:
     return {n: t * factor if t.is_floating_point() else t for n, t in weights.items()}
 
 
+def parameters(weights: Weights) -> Weights:
+    """The floating tensors, without the running statistics of normalisation layers, which are told by their names.
+
+    Where a server steps beyond a mean, a running variance could come out negative; these take the mean instead.
+    """
+    running = ("running_mean", "running_var")
+    return {n: t for n, t in weights.items() if t.is_floating_point() and n.rpartition(".")[2] not in running}
+
+
 def combine(trees: Iterable[Weights], coefficients: Iterable[float]) -> Weights:
     """`sum_j coefficients[j] * trees[j]`, added in the order given.
 
