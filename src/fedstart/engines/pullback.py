@@ -55,7 +55,7 @@ class Path:
         pulls = [cotangent, *descent.begin(self._parameters, self._plan)]
         with products.differentiable(self._replica.module):
             for begin in reversed(range(0, steps, stride)):
-                between = self._walk(kept.pop(), range(begin, min(begin + stride, steps) - 1), 1, last=True)
+                between = self._walk(kept.pop(), range(begin, min(begin + stride, steps)), 1)
                 for step in reversed(range(begin, min(begin + stride, steps))):
                     pulls = self._back(between.pop(), pulls, step)
         return pulls[0]
@@ -69,21 +69,21 @@ class Path:
                 return stride
         return max(1, math.isqrt(steps))
 
-    def _walk(self, state: State, steps: range, stride: int, last: bool = False) -> list[State]:
-        """Copies of the states before each `stride`-th of the steps, and behind the last one if so wanted."""
+    def _walk(self, state: State, steps: range, stride: int) -> list[State]:
+        """Copies of the states before each `stride`-th of the steps, beginning with `state`."""
         memory = [[tensor.clone() for tensor in tensors] for tensors in state[1:]]
         with torch.no_grad():
             torch._foreach_copy_([parameter.data for parameter in self._parameters], state[0])
-        kept: list[State] = []
-        for step in steps:
-            if (step - steps.start) % stride == 0:
-                kept.append(self._copy(memory))
+        kept = [self._copy(memory)]
+        for step in steps[: (len(steps) - 1) // stride * stride]:
             _, gradients = self._slope(self._batches.at(step))
             with torch.no_grad():
                 if self._plan.clip is not None:
                     gradients = descent.clip(gradients, self._plan.clip)
                 descent.update(self._parameters, gradients, memory, self._plan, step + 1)
-        return [*kept, self._copy(memory)] if last else kept
+            if (step + 1 - steps.start) % stride == 0:
+                kept.append(self._copy(memory))
+        return kept
 
     def _copy(self, memory: Sequence[Tensors]) -> State:
         return [[tensor.detach().clone() for tensor in tensors] for tensors in [self._parameters, *memory]]
