@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -56,6 +57,34 @@ def test_the_two_losses_weigh_clients_differently() -> None:
     found = Scores(Counts(np.array([1, 1]), np.array([1, 3]), np.array([2.0, 3.0])))
     assert found.loss == pytest.approx((2 + 1) / 2)
     assert found.sample_loss == pytest.approx(5 / 4)
+
+
+def test_jain_and_entropy_by_hand() -> None:
+    found = scores(20, 60)
+    assert found.jain == pytest.approx(80**2 / (2 * (20**2 + 60**2)))
+    assert found.entropy == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
+
+
+@pytest.mark.parametrize("percent", [0, 1, 37, 100])
+def test_equal_clients_have_jain_1_and_entropy_log_n(percent: int) -> None:
+    found = scores(*[percent] * 7)
+    assert found.jain == pytest.approx(1.0) and found.entropy == pytest.approx(math.log(7))
+
+
+def test_one_client_with_everything_has_the_least_jain_and_entropy() -> None:
+    found = scores(0, 0, 80, 0)
+    assert (found.jain, found.entropy) == (0.25, 0.0)
+    assert math.copysign(1.0, found.entropy) == 1.0
+
+
+@given(clients)
+def test_jain_and_entropy_stay_in_their_ranges(pairs: list[tuple[int, int]]) -> None:
+    found = Scores(counts([c for c, _ in pairs], [n for _, n in pairs]))
+    n = len(found.clients)
+    assert 1 / n - 1e-12 <= found.jain <= 1 + 1e-12
+    assert 0 <= found.entropy <= math.log(n) + 1e-12
+    mean = found.mean
+    assert found.jain == pytest.approx(mean**2 / (mean**2 + found.variance) if mean else 1.0)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +178,9 @@ def test_summarise_rows_and_contrasts() -> None:
     assert row["variance"] == pytest.approx((25 + 100) / 2)
     assert row["variance_squared_mean_deviation"] == pytest.approx(7.5**2)
     assert row["worst10"] == pytest.approx((60 + 80) / 2)
+    assert row["sample_mean"] == pytest.approx((65 + 90) / 2) and row["personal"] is None
+    assert row["jain"] == pytest.approx((130**2 / (2 * (60**2 + 70**2)) + 180**2 / (2 * (80**2 + 100**2))) / 2)
+    assert row["entropy"] == pytest.approx(np.mean([stats.entropy([60, 70]), stats.entropy([80, 100])]))
     assert [(c["first"], c["second"]) for c in contrasts] == [
         ("random", "coprefl"),
         ("random", "fedavg"),
@@ -176,3 +208,22 @@ def test_contrasts_use_only_shared_tasks() -> None:
 def test_the_same_cell_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"two cells for random \(fedavg, iid, task 0, seed 0\)"):
         summarise([*study(), study()[0]])
+
+
+def test_personal_scores_stand_beside_the_others_if_all_cells_have_them() -> None:
+    cells = [replace(cell, personal=scores(90, 100 - 10 * cell.task)) for cell in study()]
+    row = summarise(cells)[0][0]
+    assert row["mean"] == pytest.approx(65)
+    assert set(row["personal"]) == {
+        *("mean", "low", "high", "variance", "variance_squared_mean_deviation"),
+        *("worst10", "worst20", "worst30"),
+    }
+    assert row["personal"]["mean"] == pytest.approx((95 + 90) / 2)
+    assert row["personal"]["variance"] == pytest.approx((25 + 0) / 2)
+    assert row["personal"]["worst10"] == pytest.approx(90)
+    assert summarise([*cells[:-1], study()[-1]])[0][2]["personal"] is None
+
+
+def test_sample_mean_of_a_row_weighs_clients_by_their_examples() -> None:
+    cell = Cell("random", "fedavg", "iid", 0, 0, Scores(counts([10, 0], [10, 30])))
+    assert (summarise([cell])[0][0]["mean"], summarise([cell])[0][0]["sample_mean"]) == (50.0, 25.0)

@@ -237,7 +237,7 @@ def test_a_study_leaves_what_it_says(file: Path, finished: Path) -> None:
     ]
     assert len(summary["contrasts"]) == 3 and summary["failures"] == [] == study.failures(finished)
     assert summary["cost"]["random"]["pretraining"] == dict.fromkeys(
-        ("examples", "exchanges", "bytes_down", "bytes_up"), 0
+        ("examples", "exchanges", "bytes_down", "bytes_up", "backward"), 0
     )
     assert summary["cost"]["coprefl"]["pretraining"]["exchanges"] == 8
     assert summary["cost"]["coprefl"]["downstream"]["exchanges"] == 3

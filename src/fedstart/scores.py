@@ -79,6 +79,25 @@ class Scores:
         """Square root of `variance`, in percentage points."""
         return float(self.accuracy.std())
 
+    @property
+    def jain(self) -> float:
+        """Jain's index of the accuracies, `(sum a)² / (n sum a²)`: 1 where all are equal, 1/n where one has all.
+
+        Jain, Chiu and Hawe 1984. All 0 counts as equal.
+        """
+        squares = float(np.square(self.accuracy).sum())
+        return float(self.accuracy.sum()) ** 2 / (len(self.accuracy) * squares) if squares else 1.0
+
+    @property
+    def entropy(self) -> float:
+        """Shannon entropy (natural logarithm) of the accuracies divided by their sum: 0 to log n, where all are equal.
+
+        All 0 counts as equal.
+        """
+        accuracy = self.accuracy if self.accuracy.any() else np.ones(len(self.accuracy))
+        shares = accuracy[accuracy > 0] / accuracy.sum()
+        return max(0.0, -float(np.sum(shares * np.log(shares))))
+
     def worst(self, percent: float) -> float:
         """Mean accuracy of the `percent` % of clients with the lowest accuracy: `ceil(percent n / 100)`, at least one.
 
@@ -120,7 +139,10 @@ class Contrast(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """The scores of one downstream run, and where it stands in its study."""
+    """The scores of one downstream run, and where it stands in its study.
+
+    `personal` are the scores of each client's own model, where the clients went on training alone.
+    """
 
     start: str
     algorithm: str
@@ -128,6 +150,7 @@ class Cell:
     task: int
     seed: int
     scores: Scores
+    personal: Scores | None = None
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -190,9 +213,10 @@ def summarise(cells: Iterable[Cell]) -> tuple[list[dict[str, Any]], list[dict[st
     interval runs over them. A contrast compares two starts over the (task, seed) pairs that both have; pairs of
     starts that share none are left out. Holm's correction takes all contrasts of one algorithm and partition as a
     family. Settings, starts and contrasts stand in the order of first appearance; numbers have 10 significant digits.
+    `personal` of a row is None unless all its cells have personal scores.
     Raises ValueError when the same cell is given twice.
     """
-    grouped: dict[tuple[str, str], dict[str, dict[tuple[int, int], Scores]]] = {}
+    grouped: dict[tuple[str, str], dict[str, dict[tuple[int, int], Cell]]] = {}
     starts: dict[str, None] = {}
     for cell in cells:
         starts.setdefault(cell.start)
@@ -200,13 +224,13 @@ def summarise(cells: Iterable[Cell]) -> tuple[list[dict[str, Any]], list[dict[st
         if (cell.task, cell.seed) in group:
             where = f"{cell.algorithm}, {cell.partition}, task {cell.task}, seed {cell.seed}"
             raise ValueError(f"two cells for {cell.start} ({where})")
-        group[cell.task, cell.seed] = cell.scores
+        group[cell.task, cell.seed] = cell
     rows: list[dict[str, Any]] = []
     contrasts: list[dict[str, Any]] = []
     for (algorithm, partition), by_start in grouped.items():
         setting = {"algorithm": algorithm, "partition": partition}
         ordered = {start: dict(sorted(by_start[start].items())) for start in starts if start in by_start}
-        rows.extend({"start": start, **setting, **_row(scores)} for start, scores in ordered.items())
+        rows.extend({"start": start, **setting, **_row(cells)} for start, cells in ordered.items())
         contrasts.extend({**setting, **contrast} for contrast in _contrasts(ordered))
     return rows, contrasts
 
@@ -216,25 +240,36 @@ def significant(value: float | None, digits: int = 10) -> float | None:
     return None if value is None else float(f"{value:.{digits}g}")
 
 
-def _row(scores: Mapping[tuple[int, int], Scores]) -> dict[str, Any]:
-    mean, low, high = interval([score.mean for score in scores.values()])
-    variance = float(np.mean([score.variance for score in scores.values()]))
-    squared = float(np.mean([score.deviation for score in scores.values()])) ** 2
-    worst = {f"worst{k}": significant(float(np.mean([score.worst(k) for score in scores.values()]))) for k in WORST}
+def _row(cells: Mapping[tuple[int, int], Cell]) -> dict[str, Any]:
+    found = [cell.scores for cell in cells.values()]
+    personal = [cell.personal for cell in cells.values() if cell.personal is not None]
     return {
-        "n": len(scores),
-        "mean": significant(mean),
-        "low": significant(low),
-        "high": significant(high),
-        "variance": significant(variance),
-        "variance_squared_mean_deviation": significant(squared),
-        **worst,
-        "seeds": len({seed for _, seed in scores}),
-        "tasks": len({task for task, _ in scores}),
+        "n": len(cells),
+        **_figures(found),
+        **{name: _average(getattr(scores, name) for scores in found) for name in ("sample_mean", "jain", "entropy")},
+        "personal": _figures(personal) if len(personal) == len(cells) else None,
+        "seeds": len({seed for _, seed in cells}),
+        "tasks": len({task for task, _ in cells}),
     }
 
 
-def _contrasts(by_start: Mapping[str, Mapping[tuple[int, int], Scores]]) -> list[dict[str, Any]]:
+def _figures(found: Sequence[Scores]) -> dict[str, float | None]:
+    mean, low, high = interval([scores.mean for scores in found])
+    return {
+        "mean": significant(mean),
+        "low": significant(low),
+        "high": significant(high),
+        "variance": _average(scores.variance for scores in found),
+        "variance_squared_mean_deviation": significant(float(np.mean([scores.deviation for scores in found])) ** 2),
+        **{f"worst{k}": _average(scores.worst(k) for scores in found) for k in WORST},
+    }
+
+
+def _average(values: Iterable[float]) -> float | None:
+    return significant(float(np.mean(list(values))))
+
+
+def _contrasts(by_start: Mapping[str, Mapping[tuple[int, int], Cell]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     starts = list(by_start)
     for place, first in enumerate(starts):
@@ -242,7 +277,8 @@ def _contrasts(by_start: Mapping[str, Mapping[tuple[int, int], Scores]]) -> list
             shared = [key for key in by_start[first] if key in by_start[second]]
             if not shared:
                 continue
-            contrast = paired([by_start[first][k].mean for k in shared], [by_start[second][k].mean for k in shared])
+            left, right = ([by_start[start][key].scores.mean for key in shared] for start in (first, second))
+            contrast = paired(left, right)
             found.append({"first": first, "second": second, "n": len(shared), **contrast._asdict()})
     for contrast, p in zip(found, holm([contrast["p"] for contrast in found]), strict=True):
         contrast["p_holm"] = p

@@ -14,10 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fedstart import keys, names
+from fedstart import keys
+from fedstart.data import subsets
 from fedstart.data.federation import Examples, Federation, Positions
 from fedstart.data.partitions import ByDomain, Natural, Partition
 from fedstart.files import write_atomically
+
+SERVER = "server"
+"""In a saved partition, the part of the examples that no client holds."""
 
 
 def split_classes(examples: Examples, held_out: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -30,7 +34,7 @@ def split_classes(examples: Examples, held_out: int | Sequence[int]) -> tuple[tu
     if isinstance(held_out, int) and not 1 <= held_out < total:
         raise ValueError(f"{examples.name}: cannot hold out {held_out} of {total} classes (allowed: 1 to {total - 1})")
     wanted = range(total - held_out, total) if isinstance(held_out, int) else held_out
-    downstream = tuple(sorted(_checked(examples, wanted)))
+    downstream = tuple(sorted(subsets.checked(examples, wanted)))
     pretraining = tuple(label for label in range(total) if label not in set(downstream))
     if not pretraining:
         raise ValueError(f"{examples.name}: all {total} classes are held out; none is left for pre-training")
@@ -42,13 +46,7 @@ def only(examples: Examples, column: str, values: Sequence[str | int]) -> Exampl
 
     Normalisation stays that of the whole source. Raises ValueError for an unknown column or value.
     """
-    if column not in examples.columns:
-        raise names.unknown("column", column, examples.columns)
-    present = {str(value): value for value in np.unique(examples.columns[column]).tolist()}
-    for value in values:
-        if str(value) not in present:
-            raise names.unknown(f"value of column {column!r}", str(value), present)
-    rows = np.flatnonzero(np.isin(examples.columns[column], [present[str(value)] for value in values]))
+    rows = np.flatnonzero(subsets.rows_with(examples, column, values))
     return replace(
         examples,
         name=f"{examples.name} {' '.join(str(value) for value in values)}",
@@ -80,6 +78,7 @@ def federate(
     test_fraction: float = 0.2,
     withheld: float = 0.0,
     merge: bool = True,
+    among: np.ndarray | None = None,
 ) -> Federation:
     """The examples of some classes shared out over clients: parts `train` and, for `test_fraction` > 0, `test`.
 
@@ -87,15 +86,16 @@ def federate(
     test, at least one to train. `merge=False` partitions the official train rows; the official test rows follow
     each client's train labels (largest remainder per class), or the same column for natural and by_domain, and
     `test_fraction` only says whether there is a test part. `withheld` is a random share of the (train) rows that
-    no client gets; `withhold` gives them back. `clients=None` leaves the number to natural and by_domain.
+    no client gets: the federation's `server` holds them. `clients=None` leaves the number to natural and by_domain.
+    `among`, boolean of shape (N,), says which rows there are at all (none = every one).
     Raises ValueError for unknown classes, too few examples, a source without official splits, or a client
     that would be left without test examples.
     """
     if not 0 <= test_fraction < 1:
         raise ValueError(f"{name}: test_fraction must be at least 0 and below 1 (given: {test_fraction})")
-    chosen = np.isin(examples.labels, _checked(examples, classes))
+    chosen = np.isin(examples.labels, subsets.checked(examples, classes)) & (True if among is None else among)
     rows, official_test = (np.flatnonzero(chosen), None) if merge else _official(examples, chosen, name)
-    rows, _ = withhold(rows, withheld, seed)
+    rows, kept = withhold(rows, withheld, seed)
     if not len(rows):
         raise ValueError(f"{name}: no examples of the classes asked for")
     columns = {column: entries[rows] for column, entries in examples.columns.items()}
@@ -118,7 +118,7 @@ def federate(
             "test": Positions.from_owners(followers, official_test, count),
         }
         _every_client_tested(parts["test"], name)
-    return Federation(name=name, examples=examples, parts=parts, classes=tuple(int(label) for label in classes))
+    return Federation(name, examples, parts, classes=tuple(int(label) for label in classes), server=kept)
 
 
 def tasks(
@@ -132,10 +132,13 @@ def tasks(
     test_fraction: float = 0.2,
     seed: int,
     merge: bool = True,
+    name: str | None = None,
+    among: np.ndarray | None = None,
 ) -> list[Federation]:
     """Downstream federations, each over some of the classes, drawn without replacement and sorted.
 
-    Task t depends on `seed` and t only, not on `count`, so every start and method meets the same tasks.
+    Task t depends on `seed` and t only, not on `count`, so every start and method meets the same tasks. It is called
+    `name` (none = that of the examples) and its number.
     Raises ValueError if there are fewer classes than `classes_per_task`, and as `federate` does.
     """
     if not 1 <= classes_per_task <= len(classes):
@@ -148,9 +151,10 @@ def tasks(
             partition=partition,
             clients=clients,
             seed=keys.number(seed, "task", task),
-            name=f"{examples.name} task {task}",
+            name=f"{name or examples.name} task {task}",
             test_fraction=test_fraction,
             merge=merge,
+            among=among,
         )
         for task in range(count)
         for rng in [keys.generator(seed, "task-classes", task)]
@@ -160,15 +164,18 @@ def tasks(
 def save_partition(federation: Federation, path: str | Path) -> None:
     """Writes who holds what: Parquet with the columns part, client, position, and the federation's fingerprint.
 
+    Examples of the server's own have the part "server" and the client -1.
     The file is written whole or not at all. Raises OSError if it cannot be written.
     """
     part_names = sorted(federation.parts)
     sizes = [federation.parts[part].sizes for part in part_names]
+    counts = [*(int(size.sum()) for size in sizes), len(federation.server)]
+    owners = [np.repeat(np.arange(federation.clients), size) for size in sizes]
     table = pa.table(
         {
-            "part": pa.array(np.repeat(part_names, [int(size.sum()) for size in sizes])).dictionary_encode(),
-            "client": np.concatenate([np.repeat(np.arange(federation.clients), size) for size in sizes]),
-            "position": np.concatenate([federation.parts[part].values for part in part_names]),
+            "part": pa.array(np.repeat([*part_names, SERVER], counts)).dictionary_encode(),
+            "client": np.concatenate([*owners, np.full(len(federation.server), -1)]),
+            "position": np.concatenate([*(federation.parts[part].values for part in part_names), federation.server]),
         }
     )
     record = {
@@ -200,20 +207,11 @@ def load_partition(examples: Examples, path: str | Path) -> Federation:
         name: Positions.from_owners(client[part == name], position[part == name], record["clients"])
         for name in record["parts"]
     }
-    federation = Federation(record["name"], examples, parts, tuple(record["classes"]))
+    server = position[part == SERVER].astype(np.int64)
+    federation = Federation(record["name"], examples, parts, tuple(record["classes"]), server)
     if federation.fingerprint != record["fingerprint"]:
         raise ValueError(f"{path}: made from other examples than {examples.name}, or altered (fingerprints differ)")
     return federation
-
-
-def _checked(examples: Examples, classes: Sequence[int]) -> list[int]:
-    labels = [int(label) for label in classes]
-    wrong = [label for label in labels if not 0 <= label < len(examples.class_names)]
-    if wrong:
-        raise ValueError(f"{examples.name}: no class {wrong[0]} (allowed: 0 to {len(examples.class_names) - 1})")
-    if not labels or len(set(labels)) != len(labels):
-        raise ValueError(f"{examples.name}: the classes must be one or more different labels (given: {labels})")
-    return labels
 
 
 def _official(examples: Examples, chosen: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from fedstart.engines import allocation, products, stacked, together
 from fedstart.engines.batches import at_server, chunk, sizes
 from fedstart.engines.client import LocalClient
 from fedstart.engines.execution import Execution
-from fedstart.engines.replica import FLOAT32, Replica
+from fedstart.engines.replica import FLOAT32, Replica, dtype_of
 from fedstart.engines.stacked import Stack
 from fedstart.engines.together import StackedClient
 from fedstart.models import Model
@@ -96,7 +96,7 @@ class LocalEngine:
         """
         positions = federation.parts[part]
         owners = np.repeat(np.arange(len(positions)), positions.sizes)
-        dtype, width = _dtype(weights), chunk(federation.examples.shape)
+        dtype, width = dtype_of(weights), chunk(federation.examples.shape)
 
         def score(start: int) -> tuple[np.ndarray, np.ndarray]:
             replica = self.replica(model, dtype)
@@ -241,7 +241,7 @@ class LocalCohort:
         gather: Callable[[list[Any], tuple[int, ...]], Any],
     ) -> Iterator[Any]:
         """For each group of clients what `gather(results, group)` makes of them, on the group's own thread."""
-        dtype, together = _dtype(broadcast), self._engine.execution.together
+        dtype, together = dtype_of(broadcast), self._engine.execution.together
         down, up, examples, backward = len(self.clients) * tree.nbytes(broadcast), 0, 0, 0
         groups = [self.clients[begin : begin + together] for begin in range(0, len(self.clients), together)]
 
@@ -287,15 +287,6 @@ def _learn(client: Client, weights: Weights) -> Weights:
 @functools.lru_cache(maxsize=8)
 def _refusal(model: Model) -> str | None:
     return stacked.refusal(model)
-
-
-def _dtype(value: Any) -> torch.dtype:
-    """The type of the first floating tensor in a nest of mappings and tuples; float32 if there is none."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    found = [_dtype(item) for item in items if isinstance(item, torch.Tensor | dict | list | tuple)]
-    return next((dtype for dtype in found if dtype.is_floating_point), torch.float32)
 
 
 def _use_one_torch_thread() -> None:

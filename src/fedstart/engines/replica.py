@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,3 +67,12 @@ def _keep_gradient_layout(_: nn.Module, __: object, output: Tensor) -> None:
     # Behind a flattening, gradients come with the channels first, and pooling would copy its whole input twice.
     if not is_functorch_wrapped_tensor(output) and output.requires_grad:
         output.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+
+
+def dtype_of(value: Any) -> torch.dtype:
+    """The type of the first floating tensor in a nest of mappings and tuples; float32 if there is none."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    found = [dtype_of(item) for item in items if isinstance(item, torch.Tensor | dict | list | tuple)]
+    return next((dtype for dtype in found if dtype.is_floating_point), torch.float32)

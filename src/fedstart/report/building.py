@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from fedstart.files import write_atomically
-from fedstart.report import clients, holdings, overview, tables, words
+from fedstart.report import accuracy, choosing, claims, clients, costs, holdings, overview, paper, tables, words
 from fedstart.report.page import Block, Detail, Section, render
 from fedstart.report.reading import read
-from fedstart.report.record import Record
+from fedstart.report.record import DAGGER, OPTIMISTIC, Record
 from fedstart.report.style import Drawing, Look, applied, inlined, looks, written
 
 PICTURES = 6
@@ -49,12 +48,16 @@ def _study(record: Record) -> list[Section]:
     found = [
         _answer(record, coloured),
         _others(record, coloured),
+        claims.section(record),
+        paper.section(record),
         _fairness(record),
+        _personal(record),
         _rounds(record, coloured),
         _spread(record, coloured),
         _gains(record, coloured),
         _holdings(record),
-        _costs(record),
+        choosing.section(record, coloured),
+        costs.section(record),
         _settings(record),
     ]
     return [section for section in found if section is not None]
@@ -69,6 +72,9 @@ def _answer(record: Record, coloured: Mapping[str, Look]) -> Section:
     place = f"Downstream: {words.setting_name(setting)}, {words.sample(words.ranked(record, setting)[0])}."
     lead.append(f"{place} {words.plural(more, 'other setting')} below." if more else place)
     lead.append(words.caution(record))
+    if record.optimistic:
+        names = ", ".join(record.called(start) for start in record.selection if start in record.optimistic)
+        lead.append(f"{names}: settings {OPTIMISTIC.removeprefix(f'{DAGGER} ')}")
     drawings = _present(
         overview.means(record, setting, coloured, _short(0)), overview.differences(record, setting, coloured, _short(0))
     )
@@ -92,15 +98,16 @@ def _others(record: Record, coloured: Mapping[str, Look]) -> Section | None:
 
 
 def _fairness(record: Record) -> Section | None:
-    if not record.rows:
-        return None
-    table = tables.fairness(record)
-    parts = [tables.setting_table(table, setting) for setting in record.pairings]
-    # One caption below the last table serves all of them.
-    parts = [replace(part, caption="") for part in parts[:-1]] + parts[-1:]
-    headings = [_heading(record, setting) for setting in record.pairings]
-    blocks = [Block(heading, (), (part,)) for heading, part in zip(headings, parts, strict=True)]
-    return Section("fairness", "Accuracy and fairness", (), tuple(blocks))
+    found = tables.parts(record, accuracy.fairness(record))
+    blocks = tuple(Block(_heading(record, setting), (), (part,)) for setting, part in found)
+    return Section("fairness", "Accuracy and fairness", (), blocks) if blocks else None
+
+
+def _personal(record: Record) -> Section | None:
+    found = tables.parts(record, accuracy.personal(record))
+    blocks = tuple(Block(_heading(record, setting), (), (part,)) for setting, part in found)
+    text = "Each client trains the final global model further on its own examples and keeps the result."
+    return Section("personal", "Personalised models", (text,), blocks) if blocks else None
 
 
 def _rounds(record: Record, coloured: Mapping[str, Look]) -> Section | None:
@@ -153,18 +160,13 @@ def _holdings(record: Record) -> Section | None:
         drawings += [holdings.labels(holding, f"labels-{place + 1}"), holdings.sizes(holding, f"sizes-{place + 1}")]
     every = len(chosen) == len(record.holdings)
     text = "" if every else "One federation of each kind is drawn; the table lists more."
-    table = Block("", (), (tables.holdings(record),))
+    table = Block("", (), (holdings.sizes_table(record),))
     return Section("partitions", "Who holds what", tuple(filter(None, (text,))), (Block("", tuple(drawings)), table))
-
-
-def _costs(record: Record) -> Section | None:
-    table = tables.costs(record)
-    return Section("costs", "Costs", (), (Block("", (), (table,)),)) if table.rows else None
 
 
 def _settings(record: Record) -> Section:
     details: list[Detail] = []
-    comparisons = tables.contrasts(record)
+    comparisons = accuracy.contrasts(record)
     if comparisons.rows:
         details.append(Detail(f"All {len(comparisons.rows)} comparisons", "", comparisons))
     if record.settings:
@@ -184,7 +186,7 @@ def _run(record: Record) -> list[Section]:
     run = record.runs[0]
     name = record.name
     coloured = looks([name], None)
-    scores = tables.run_scores(run)
+    scores = accuracy.run_scores(record, run)
     if run.scores is not None:
         mean, worst = words.number(run.scores.mean), words.number(run.scores.worst(10))
         lead = f"Mean accuracy {mean} % over {words.plural(len(run.scores.clients), 'client')}; worst 10 %: {worst} %."
@@ -200,7 +202,7 @@ def _run(record: Record) -> list[Section]:
     if run.scores is not None:
         drawings = (clients.cumulative(one, coloured, "", "clients"), clients.spread(one, coloured, "", "spread"))
         found.append(Section("clients", "Accuracy of the clients", (), (Block("", drawings),)))
-    cost = tables.run_cost(run)
+    cost = costs.run_cost(record, run)
     if cost.rows:
         found.append(Section("costs", "Costs", (), (Block("", (), (cost,)),)))
     details = [Detail("Settings, versions and data fingerprints", record.settings)]
@@ -211,9 +213,21 @@ def _run(record: Record) -> list[Section]:
 
 def _tables(record: Record) -> list[tables.Table]:
     if record.kind == "run":
-        found = [tables.run_scores(record.runs[0]), tables.run_cost(record.runs[0])]
+        run = record.runs[0]
+        found = [accuracy.run_scores(record, run), costs.run_cost(record, run)]
     else:
-        found = [tables.fairness(record), tables.contrasts(record), tables.costs(record), tables.holdings(record)]
+        made = (
+            accuracy.fairness,
+            accuracy.personal,
+            accuracy.contrasts,
+            claims.claims,
+            paper.beside,
+            choosing.candidates,
+            costs.costs,
+            costs.break_even,
+            holdings.sizes_table,
+        )
+        found = [make(record) for make in made]
     return [table for table in found if table.rows]
 
 

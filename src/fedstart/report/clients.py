@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedstart import keys
 from fedstart.report.record import Record, Run
-from fedstart.report.style import FOREGROUND, MUTED, PAGE, Drawing, Look, lane_text, lanes, legend, plot, shortened
+from fedstart.report.style import (
+    BACKGROUND,
+    FOREGROUND,
+    GRID,
+    MUTED,
+    PAGE,
+    Drawing,
+    Look,
+    grouped,
+    lane_text,
+    lanes,
+    legend,
+    panels,
+    plot,
+    shortened,
+)
 from fedstart.report.words import number, plural, setting_name
 
 STEPS = 200
@@ -32,27 +48,37 @@ def pooled(group: Sequence[Run]) -> np.ndarray:
 
 def cumulative(groups: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], where: str, name: str) -> Drawing:
     """Share of clients with at most a given accuracy, per start."""
-    figure, axes = plot(2.6, list(groups))
-    for start, group in groups.items():
-        values = np.sort(pooled(group))
-        shares = np.arange(1, len(values) + 1) / len(values)
-        if len(values) > STEPS:
-            shares = np.linspace(0, 1, STEPS + 1)[1:]
-            values = np.quantile(values, shares, method="inverted_cdf")
-        x, y = np.concatenate([values[:1], values]), np.concatenate([[0.0], shares])
-        colour, _, line = looks[start]
-        axes.plot(x, y, drawstyle="steps-post", color=colour, linestyle=line, linewidth=1.8, label=start)
-    axes.set_xlabel("client accuracy (%)")
-    axes.set_ylabel("share of clients")
-    axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    legend(figure, axes)
+    panes = grouped(list(groups), looks)
+    figure, every = panels(2.6, panes)
+    shares = np.linspace(0, 1, STEPS + 1)[1:]
+    levels = [np.quantile(pooled(group), shares, method="inverted_cdf") for group in groups.values()]
+    for axes, names in zip(every, panes, strict=True):
+        if len(panes) > 1:
+            axes.fill_betweenx(shares, np.min(levels, axis=0), np.max(levels, axis=0), color=GRID, alpha=0.5, lw=0)
+        for start in names:
+            _steps(axes, start, groups[start], looks[start])
+        axes.set_ylabel("share of clients")
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        legend(figure, axes, len(panes) == 1)
+    every[-1].set_xlabel("client accuracy (%)")
     counts = _counts(groups)
     caption = (
         f"Share of clients whose accuracy is at most the value on the axis{where}, "
         f"clients of all runs pooled ({counts}). A curve further right is better; its foot shows the worst-served."
+        f"{f' Behind: {BACKGROUND}.' if len(panes) > 1 else ''}"
     )
     return Drawing(name, figure, caption, f"Cumulative distribution of client accuracy{where}.")
+
+
+def _steps(axes: Axes, start: str, group: Sequence[Run], look: Look) -> None:
+    values = np.sort(pooled(group))
+    shares = np.arange(1, len(values) + 1) / len(values)
+    if len(values) > STEPS:
+        shares = np.linspace(0, 1, STEPS + 1)[1:]
+        values = np.quantile(values, shares, method="inverted_cdf")
+    x, y = np.concatenate([values[:1], values]), np.concatenate([[0.0], shares])
+    axes.plot(x, y, drawstyle="steps-post", color=look.colour, linestyle=look.line, linewidth=1.8, label=start)
 
 
 def spread(groups: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], where: str, name: str) -> Drawing:

@@ -1,4 +1,4 @@
-"""Figures of a federation: which client holds which labels, and how many examples."""
+"""Federations: which client holds which labels, and how many examples, as figures and as a table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
-from fedstart.report.record import Holding
+from fedstart.report.record import Holding, Record
 from fedstart.report.style import Drawing, plain, plot
-from fedstart.report.words import number, plural
+from fedstart.report.tables import Column, Table
+from fedstart.report.words import count, number, plural, three
 
 SHOWN = 100
 """A picture of labels shows at most this many clients."""
@@ -61,3 +62,27 @@ def sizes(holding: Holding, name: str) -> Drawing:
         f"median {np.median(ordered):,.0f}, largest {ordered[0]:,}."
     )
     return Drawing(name, figure, caption, f"Sizes of the clients of {holding.name}.")
+
+
+def sizes_table(record: Record) -> Table:
+    """Sizes and heterogeneity of every federation."""
+    columns = (
+        Column("federation", "federation"),
+        Column("clients", "clients", count),
+        Column("classes", "classes", count),
+        Column("examples", "examples", count),
+        Column("smallest", "smallest client", count),
+        Column("median", "median", count),
+        Column("largest", "largest", count),
+        Column("heterogeneity", "heterogeneity", three),
+    )
+    caption = (
+        "Training examples. Heterogeneity = total variation distance between a client's labels and the pooled labels, "
+        "mean over clients weighted by their examples: 0 = all alike, towards 1 = no overlap."
+    )
+    rows = []
+    for holding in record.holdings:
+        held = holding.counts.sum(axis=1)
+        row = (holding.name, *holding.counts.shape, held.sum(), held.min(), np.median(held), held.max())
+        rows.append((row[0], *(int(value) for value in row[1:]), float(f"{holding.heterogeneity:.10g}")))
+    return Table("partitions", caption, columns, tuple(rows))

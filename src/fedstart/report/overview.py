@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedstart.report.record import Record, Run
-from fedstart.report.style import FOREGROUND, MUTED, PAGE, Drawing, Look, lane_text, lanes, legend, plot, shortened
+from fedstart.report.style import (
+    BACKGROUND,
+    FOREGROUND,
+    GRID,
+    MUTED,
+    PAGE,
+    Drawing,
+    Look,
+    grouped,
+    headed,
+    lane_text,
+    lanes,
+    legend,
+    panels,
+)
 from fedstart.report.words import between, number, plural, probability, ranked, sample, setting_name, signed
 from fedstart.scores import interval
 
@@ -26,7 +41,7 @@ def means(record: Record, setting: tuple[str, str], looks: Mapping[str, Look], n
         look = looks[row["start"]]
         _whisker(axes, lane, row["mean"], row["low"], row["high"], look)
         limits = "" if row["low"] is None else f"  ({between(row['low'], row['high'])})"
-        lane_text(axes, lane, row["start"], f"{number(row['mean'])}{limits}")
+        lane_text(axes, lane, record.called(row["start"]), f"{number(row['mean'])}{limits}")
     axes.set_xlabel("mean accuracy over clients (%)")
     _margins(axes)
     best = rows[0]
@@ -51,7 +66,7 @@ def differences(record: Record, setting: tuple[str, str], looks: Mapping[str, Lo
         look = looks[contrast["first"]]
         _whisker(axes, lane, contrast["difference"], contrast["low"], contrast["high"], look)
         p = "" if contrast["p_holm"] is None else f"  ({probability(contrast['p_holm'])})"
-        lane_text(axes, lane, contrast["first"], f"{signed(contrast['difference'])}{p}")
+        lane_text(axes, lane, record.called(contrast["first"]), f"{signed(contrast['difference'])}{p}")
     axes.set_xlabel("difference in mean accuracy (points)")
     _margins(axes)
     pairs = plural(contrasts[0]["n"], "pair")
@@ -67,31 +82,41 @@ def rounds(
     runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look], key: str, label: str, name: str, title: str = ""
 ) -> Drawing | None:
     """A number of `rounds.jsonl` over rounds, one curve per start: mean, and 95 % t-interval as a band."""
-    figure, axes = plot(2.6, list(runs))
-    drawn = 0
-    for start, group in runs.items():
-        numbers, table = _curves(group, key)
-        if not len(numbers):
-            continue
-        drawn = max(drawn, len(table))
-        middle, low, high = np.array([_limits(column) for column in table.T]).T
-        colour, marker, line = looks[start]
-        pattern = {"linestyle": line, "linewidth": 1.8, "marker": marker, "markevery": max(1, len(numbers) // 6)}
-        axes.plot(numbers, middle, color=colour, label=start, **pattern)
-        if len(table) > 1:
-            axes.fill_between(numbers, low, high, color=colour, alpha=0.18, linewidth=0)
-    if not drawn:
+    curves = {start: _curves(group, key) for start, group in runs.items()}
+    curves = {start: curve for start, curve in curves.items() if len(curve[0])}
+    if not curves:
         return None
-    axes.set_xlabel("round")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_title(shortened(title, 48), loc="left")
-    legend(figure, axes)
+    groups = grouped(list(curves), looks)
+    figure, panes = panels(2.6, groups)
+    for axes, names in zip(panes, groups, strict=True):
+        if len(groups) > 1:
+            _others(axes, curves)
+        for start in names:
+            numbers, table = curves[start]
+            middle, low, high = np.array([_limits(column) for column in table.T]).T
+            colour, marker, line = looks[start]
+            pattern = {"linestyle": line, "linewidth": 1.8, "marker": marker, "markevery": max(1, len(numbers) // 6)}
+            axes.plot(numbers, middle, color=colour, label=start, **pattern)
+            if len(table) > 1:
+                axes.fill_between(numbers, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.set_ylabel(label)
+        legend(figure, axes, len(groups) == 1)
+    panes[-1].set_xlabel("round")
+    panes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    headed(figure, panes, title)
+    drawn = max(len(table) for _, table in curves.values())
     subject = label.removesuffix(" (%)").capitalize()
     what = f"{subject} after each round{', ' if title else ''}{title}"
     band = "; line = mean over runs, band = 95 % t-interval of the mean" if drawn > 1 else ""
-    caption = f"{what}{band}; n = {plural(drawn, 'run')}{' per start' if len(runs) > 1 else ''}."
+    rest = f"; {BACKGROUND}" if len(groups) > 1 else ""
+    caption = f"{what}{band}{rest}; n = {plural(drawn, 'run')}{' per start' if len(runs) > 1 else ''}."
     return Drawing(name, figure, caption, what)
+
+
+def _others(axes: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    shared = functools.reduce(np.intersect1d, [numbers for numbers, _ in curves.values()])
+    means = [table.mean(axis=0)[np.isin(numbers, shared)] for numbers, table in curves.values()]
+    axes.fill_between(shared, np.min(means, axis=0), np.max(means, axis=0), color=GRID, alpha=0.5, linewidth=0)
 
 
 def _curves(group: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:

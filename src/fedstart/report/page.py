@@ -59,5 +59,4 @@ def render(record: Record, sections: list[Section], pictures: Mapping[str, str])
         sections=sections,
         # Our own SVG, in which matplotlib has escaped every text.
         pictures={name: Markup(svg) for name, svg in pictures.items()},
-        plain=plain,
     )

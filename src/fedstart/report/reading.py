@@ -21,6 +21,17 @@ _SETTING = ("algorithm", "partition", "n")
 _ROW = ("start", *_SETTING, "mean", "low", "high", "variance", "worst10", "worst20", "worst30", "seeds", "tasks")
 _CONTRAST = ("first", "second", *_SETTING, "difference", "low", "high", "p", "p_holm")
 
+_ROWS = {
+    "rows": _ROW,
+    "contrasts": _CONTRAST,
+    "published": ("start", "algorithm", "partition", "method", "table", "accuracy", "variance"),
+    "claims": ("text", "source", "score", *_CONTRAST[:8], "published", "by_seed", "verdict"),
+}
+_BY_START = {
+    "selection": ("rule", "chosen", "candidates"),
+    "break_even": ("algorithm", "partition", "target", "rounds", "saved_rounds", "tasks_bytes", "tasks_examples"),
+}
+
 
 def read(directory: Path) -> Record:
     """Reads a study directory (`study.toml` or `summary.json`) or a single run directory (`run.json`).
@@ -152,11 +163,13 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _checked(path: Path) -> dict[str, Any]:
     summary = _json(path)
-    for table, keys in {"rows": _ROW, "contrasts": _CONTRAST}.items():
-        for place, row in enumerate(summary.get(table, ())):
-            missing = [key for key in keys if key not in row]
-            if missing:
-                raise ValueError(f"{path}: {table} entry {place} lacks {missing[0]!r}")
+    entries = [(f"{name} entry {place}", row) for name in _ROWS for place, row in enumerate(summary.get(name) or ())]
+    entries += [(f"{name} of {start}", row) for name in _BY_START for start, row in (summary.get(name) or {}).items()]
+    for title, row in entries:
+        needed = {**_ROWS, **_BY_START}[title.split()[0]]
+        missing = [key for key in needed if key not in row]
+        if missing:
+            raise ValueError(f"{path}: {title} lacks {missing[0]!r}")
     return summary
 
 

@@ -13,6 +13,10 @@ import numpy as np
 
 from fedstart.scores import Scores
 
+DAGGER = "†"
+OPTIMISTIC = f"{DAGGER} chosen on the test tasks themselves, as in the paper; optimistic."
+"""The note on every start whose settings were chosen on the tasks that it is scored on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -110,19 +114,47 @@ class Record:
         return tuple(dict.fromkeys((row["algorithm"], row["partition"]) for row in self.rows))
 
     @functools.cached_property
+    def tables(self) -> Mapping[str, Any]:
+        """The study's settings as tables; empty for a run, and where they cannot be read."""
+        try:
+            return tomllib.loads(self.settings) if self.kind == "study" else {}
+        except tomllib.TOMLDecodeError:
+            return {}
+
+    @functools.cached_property
     def entries(self) -> tuple[Mapping[str, Any], ...]:
         """The starts as the study's settings list them: tables with at least a name and a method."""
-        try:
-            tables = tomllib.loads(self.settings) if self.kind == "study" else {}
-        except tomllib.TOMLDecodeError:
-            tables = {}
-        return tuple(entry for entry in tables.get("starts", ()) if isinstance(entry, dict))
+        return tuple(entry for entry in self.tables.get("starts", ()) if isinstance(entry, dict))
 
     @functools.cached_property
     def scratch(self) -> str | None:
         """Name of the start without pre-training, if the study has one."""
         named = ["random", *(entry.get("name") for entry in self.entries if entry.get("method") == "random")]
         return next((start for start in self.starts if start in named), None)
+
+    @functools.cached_property
+    def claims(self) -> tuple[Mapping[str, Any], ...]:
+        """The claims of the summary with their verdicts; empty in a study without claims."""
+        return tuple(self.summary.get("claims") or ())
+
+    @functools.cached_property
+    def published(self) -> tuple[Mapping[str, Any], ...]:
+        """The published rows of the summary; empty in a study that names none."""
+        return tuple(self.summary.get("published") or ())
+
+    @functools.cached_property
+    def selection(self) -> Mapping[str, Mapping[str, Any]]:
+        """How the settings of a start were chosen, by start; empty where nothing was chosen."""
+        return dict(self.summary.get("selection") or {})
+
+    @functools.cached_property
+    def optimistic(self) -> frozenset[str]:
+        """The starts whose settings were chosen on the test tasks themselves."""
+        return frozenset(start for start, how in self.selection.items() if how["rule"] == "paper")
+
+    def called(self, start: str) -> str:
+        """The name of a start for a reader: with a dagger where its settings were chosen on the test tasks."""
+        return f"{start}{DAGGER}" if start in self.optimistic else start
 
     @property
     def reference(self) -> str:

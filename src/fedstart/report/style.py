@@ -6,7 +6,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ WIDTH = 4.5
 
 FOREGROUND, MUTED, GRID, PAGE = "#1b1f25", "#5d6571", "#d3d8de", "#fdfdfc"
 """Replaced by the page's own colours when a figure is put into the page."""
+BACKGROUND = "grey area = the range of all starts"
+"""What is said of the background of figures that show their starts in groups."""
 
 # Okabe and Ito's colours without black and yellow, which vanish on a dark or a white page.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -98,6 +100,33 @@ def looks(starts: Sequence[str], scratch: str | None) -> dict[str, Look]:
     return {start: found.get(start, Look(_NEUTRAL, _MARKERS[-1], (0, (3, 1.5)))) for start in starts}
 
 
+def grouped(names: Sequence[str], looks: Mapping[str, Look]) -> list[list[str]]:
+    """The names in groups that a reader can tell apart: at most six, no two of a colour, and the grey one in each."""
+    grey = [name for name in names if looks[name].colour == _NEUTRAL]
+    others = [name for name in names if name not in grey]
+    panels = max(1, math.ceil(len(others) / len(_COLOURS)))
+    size = max(1, math.ceil(len(others) / panels))
+    return [[*grey, *others[place : place + size]] for place in range(0, max(1, len(others)), size)]
+
+
+def panels(height: float, groups: Sequence[Sequence[str]]) -> tuple[Figure, list[Axes]]:
+    """One pair of axes for each group, one above the other with the same limits, `height` inches each plus legends."""
+    if len(groups) == 1:
+        figure, axes = plot(height, groups[0])
+        return figure, [axes]
+    rows = sum(math.ceil(len(names) / _legend_columns(names, 2)) for names in groups)
+    figure = Figure(figsize=(WIDTH, height * (0.35 + 0.75 * len(groups)) + 0.21 * rows), layout="constrained")
+    return figure, list(figure.subplots(len(groups), 1, sharex=True, sharey=True))
+
+
+def headed(figure: Figure, panes: Sequence[Axes], title: str) -> None:
+    """A title at the left above the first of the axes, or above the legend of several."""
+    if len(panes) == 1:
+        panes[0].set_title(shortened(title, 48), loc="left")
+    elif title:
+        figure.suptitle(shortened(title, 48), x=0.01, ha="left", fontsize=11.0)
+
+
 def plot(height: float, names: Sequence[str] = ()) -> tuple[Figure, Axes]:
     """A figure of the common width with one pair of axes, `height` inches high plus room for a legend of `names`."""
     if len(names) > 1:
@@ -126,18 +155,25 @@ def lane_text(axes: Axes, lane: int, left: str, right: str) -> None:
     axes.text(1.0, -lane + 0.32, right, ha="right", color=MUTED, **common)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """A legend below the axes, in as many columns as the names leave room for."""
+def legend(figure: Figure, axes: Axes, alone: bool = True) -> None:
+    """A legend in as many columns as the names leave room for: below the axes, or above where they are not alone."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
-    columns = _legend_columns(labels)
     names = [shortened(label, _LEGEND) for label in labels]
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
+    common: dict[str, Any] = {
+        "ncols": _legend_columns(labels, 3 if alone else 2),
+        "handlelength": 2.6,
+        "columnspacing": 1.4,
+    }
+    if alone:
+        figure.legend(handles, names, loc="outside lower center", **common)
+    else:
+        axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.3, **common)
 
 
-def _legend_columns(names: Sequence[str]) -> int:
-    return max(1, min(3, len(names), 46 // (min(_LEGEND, max(map(len, names))) + 6)))
+def _legend_columns(names: Sequence[str], most: int = 3) -> int:
+    return max(1, min(most, len(names), 46 // (min(_LEGEND, max(map(len, names))) + 6)))
 
 
 def plain(text: object) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fedstart.report.record import Record, Run
+from fedstart.report.record import DAGGER, OPTIMISTIC, Record
 from fedstart.report.style import plain
-from fedstart.report.words import number, probability, signed, size
 
-_COUNTS = ("examples", "exchanges", "bytes_down", "bytes_up")
+NAMES = ("start", "first", "second", "against")
+"""Columns that hold names of starts: a start whose settings were chosen on the test tasks has a dagger there."""
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -24,6 +22,8 @@ _LATEX = str.maketrans(
         "–": "--",
         "²": r"\textsuperscript{2}",
         "×": r"$\times$",
+        "γ": r"$\gamma$",
+        DAGGER: r"\textdagger{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -32,30 +32,48 @@ _LATEX = str.maketrans(
 _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`<>[]"})
 
 
+class Gap(str):
+    """Words in place of a number that does not exist; an empty field in CSV."""
+
+    __slots__ = ()
+
+
 class Column(NamedTuple):
-    """A column: its key in CSV, its title, how a value is shown, and which value is best ("max", "min" or "")."""
+    """A column: its key in CSV, its title, how a value is shown, and which value is best ("max", "min" or "").
+
+    Words stand at the left of their column, numbers at the right; `words` is for words that are not shown as they are.
+    """
 
     key: str
     title: str
     show: Callable[[Any], str] = plain
     best: str = ""
+    words: bool = False
+
+    @property
+    def left(self) -> bool:
+        """True for a column of words."""
+        return self.words or self.show is plain
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values under typed columns; None is a gap."""
+    """Rows of plain values under typed columns; None is a gap, a tuple is several values in one field.
+
+    `optimistic` names the starts that get a dagger; CSV keeps their names and has a column that says it.
+    """
 
     name: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Any, ...], ...]
+    optimistic: frozenset[str] = frozenset()
 
     @property
     def cells(self) -> list[list[str]]:
         """Every value as shown to a reader."""
         return [
-            ["–" if value is None else column.show(value) for column, value in zip(self.columns, row, strict=True)]
-            for row in self.rows
+            [self._shown(column, value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows
         ]
 
     @property
@@ -68,6 +86,25 @@ class Table:
             best.append(column.show(wanted(values)) if wanted and len(values) > 1 else None)
         return [[text == most for text, most in zip(row, best, strict=True)] for row in self.cells]
 
+    @property
+    def classes(self) -> list[list[str]]:
+        """How the page styles every value: best of its column, words, or a verdict."""
+
+        def of(column: Column, value: Any, best: bool) -> str:
+            if column.key == "verdict" and value is not None:
+                return f"word verdict {plain(value).replace(' ', '-')}"
+            return "best" if best else "word" if column.left else ""
+
+        return [
+            [of(column, value, best) for column, value, best in zip(self.columns, row, marks, strict=True)]
+            for row, marks in zip(self.rows, self.marks, strict=True)
+        ]
+
+    @property
+    def note(self) -> str:
+        """What the dagger means; empty where no start has one."""
+        return OPTIMISTIC if self.optimistic else ""
+
     def files(self) -> dict[str, bytes]:
         """The three files, by file name."""
         return {
@@ -76,18 +113,35 @@ class Table:
             f"{self.name}.tex": self._latex().encode(),
         }
 
+    def _shown(self, column: Column, value: Any) -> str:
+        if value is None or isinstance(value, Gap):
+            return "–" if value is None else str(value)
+        dagger = column.key in NAMES and value in self.optimistic
+        return f"{column.show(value)}{DAGGER}" if dagger else column.show(value)
+
     def _csv(self) -> str:
+        def field(value: Any) -> Any:
+            if value is None or isinstance(value, Gap):
+                return ""
+            return ";".join(map(str, value)) if isinstance(value, tuple) else value
+
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
-        writer.writerow([column.key for column in self.columns])
-        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
+        rows = [[field(value) for value in row] for row in self.rows]
+        head = [column.key for column in self.columns]
+        if self.optimistic:
+            places = [place for place, key in enumerate(head) if key in NAMES]
+            for row in rows:
+                row.append(";".join(row[place] for place in places if row[place] in self.optimistic))
+            head.append("chosen_on_test_tasks")
+        writer.writerows([head, *rows])
         return target.getvalue()
 
     def _markdown(self) -> str:
         def line(cells: list[str]) -> str:
             return "| " + " | ".join(plain(cell).translate(_MARKDOWN) for cell in cells) + " |\n"
 
-        sides = ["---" if column.show is plain else "---:" for column in self.columns]
+        sides = ["---" if column.left else "---:" for column in self.columns]
         head = line([column.title for column in self.columns]) + "| " + " | ".join(sides) + " |\n"
         return head + "".join(line(cells) for cells in self.cells) + f"\n{self.caption}\n"
 
@@ -95,164 +149,57 @@ class Table:
         def line(cells: list[str]) -> str:
             return " & ".join(plain(cell).translate(_LATEX) for cell in cells) + r" \\" + "\n"
 
-        sides = "".join("l" if column.show is plain else "r" for column in self.columns)
+        sides = "".join("l" if column.left else "r" for column in self.columns)
         note = f"% {self.caption}\n% Needs \\usepackage{{booktabs}}.\n"
         head = f"\\begin{{tabular}}{{{sides}}}\n\\toprule\n{line([column.title for column in self.columns])}\\midrule\n"
-        return note + head + "".join(line(cells) for cells in self.cells) + "\\bottomrule\n\\end{tabular}\n"
+        foot = "\\bottomrule\n"
+        if self.optimistic:
+            foot += f"\\multicolumn{{{len(sides)}}}{{l}}{{{OPTIMISTIC.translate(_LATEX)}}}\n"
+        return note + head + "".join(line(cells) for cells in self.cells) + foot + "\\end{tabular}\n"
 
 
-def fairness(record: Record) -> Table:
-    """Accuracy and fairness of every start in every setting."""
-    columns = (
-        Column("start", "start"),
-        Column("algorithm", "algorithm"),
-        Column("partition", "partition"),
-        Column("n", "n", _count),
-        Column("mean", "mean", number, "max"),
-        Column("low", "95 % from", number),
-        Column("high", "to", number),
-        Column("worst10", "worst 10 %", number, "max"),
-        Column("worst20", "worst 20 %", number, "max"),
-        Column("worst30", "worst 30 %", number, "max"),
-        Column("variance", "variance", number, "min"),
-        Column("variance_squared_mean_deviation", "(mean std)²", number, "min"),
+def table(
+    record: Record,
+    name: str,
+    caption: str,
+    columns: Iterable[Column],
+    rows: Iterable[Mapping[str, Any]],
+    optional: Collection[str] = (),
+) -> Table:
+    """A table of the values that `rows` have under the columns' keys.
+
+    Columns named in `optional` are left out where no row has a value. Starts whose settings were chosen on the test
+    tasks get their dagger, and the caption its note.
+    """
+    rows = list(rows)
+    kept = tuple(
+        column
+        for column in columns
+        if column.key not in optional or any(row.get(column.key) is not None for row in rows)
     )
-    caption = (
-        "Accuracy in percent, every client with the same weight; mean over the n runs with its 95 % t-interval. "
-        "Worst k % = mean accuracy of the ceil(k n / 100) clients with the lowest accuracy. "
-        "Variance in %²: mean over the runs of the variance between clients; (mean std)² = square of the mean "
-        "standard deviation, which is what published tables most likely hold. Best values are bold."
+    values = tuple(tuple(row.get(column.key) for column in kept) for row in rows)
+    named = {value for row in values for value, column in zip(row, kept, strict=True) if column.key in NAMES}
+    optimistic = record.optimistic & named
+    found = Table(name, caption, kept, values, optimistic)
+    return replace(found, caption=f"{caption} {found.note}".rstrip())
+
+
+def only(whole: Table, caption: str | None = None, **where: Any) -> Table:
+    """The rows with the given values, without those columns; under another caption if one is given."""
+    keys = [column.key for column in whole.columns]
+    places = [place for place, key in enumerate(keys) if key not in where]
+    wanted = {keys.index(key): value for key, value in where.items()}
+    rows = tuple(
+        tuple(row[place] for place in places)
+        for row in whole.rows
+        if all(row[place] == value for place, value in wanted.items())
     )
-    return _of("summary", caption, columns, record.rows)
+    columns = tuple(whole.columns[place] for place in places)
+    return replace(whole, columns=columns, rows=rows, caption=whole.caption if caption is None else caption)
 
 
-def setting_table(table: Table, setting: tuple[str, str]) -> Table:
-    """The rows of one algorithm and partition, without those two columns."""
-    keys = [column.key for column in table.columns]
-    places = [place for place, key in enumerate(keys) if key not in ("algorithm", "partition")]
-    at = keys.index("algorithm"), keys.index("partition")
-    rows = tuple(tuple(row[place] for place in places) for row in table.rows if (row[at[0]], row[at[1]]) == setting)
-    return Table(table.name, table.caption, tuple(table.columns[place] for place in places), rows)
-
-
-def contrasts(record: Record) -> Table:
-    """All paired comparisons."""
-    columns = (
-        Column("first", "first"),
-        Column("second", "second"),
-        Column("algorithm", "algorithm"),
-        Column("partition", "partition"),
-        Column("n", "pairs", _count),
-        Column("difference", "difference", signed),
-        Column("low", "95 % from", signed),
-        Column("high", "to", signed),
-        Column("p", "p", _p),
-        Column("p_holm", "p (Holm)", _p),
-    )
-    caption = (
-        "First minus second in points of mean accuracy, paired over (task, seed), with the 95 % t-interval; "
-        "p of the paired t-test, and after Holm's correction over all pairs of one algorithm and partition."
-    )
-    return _of("contrasts", caption, columns, record.summary.get("contrasts", ()))
-
-
-def costs(record: Record) -> Table:
-    """What every start took, before and after."""
-    columns = (
-        Column("start", "start"),
-        Column("stage", "stage"),
-        Column("examples", "client examples", _count),
-        Column("exchanges", "exchanges", _count),
-        Column("bytes_down", "sent to clients", size),
-        Column("bytes_up", "sent to server", size),
-    )
-    caption = (
-        "Work and traffic: mean of a pre-training run, and of a downstream run. "
-        "Client examples = examples that went through a model on a client; "
-        "an exchange = once out to the cohort and back; bytes as tensors on the wire."
-    )
-    rows = [
-        {"start": start, "stage": stage.replace("pretraining", "pre-training"), **cost}
-        for start, stages in record.summary.get("cost", {}).items()
-        for stage, cost in stages.items()
-        if isinstance(cost, Mapping)
-    ]
-    return _of("costs", caption, columns, rows)
-
-
-def run_cost(run: Run) -> Table:
-    """What one run took."""
-    columns = (
-        Column("rounds", "rounds", _count),
-        Column("examples", "client examples", _count),
-        Column("exchanges", "exchanges", _count),
-        Column("bytes_down", "sent to clients", size),
-        Column("bytes_up", "sent to server", size),
-    )
-    total = {key: sum(line.get("cost", {}).get(key, 0) for line in run.rounds) for key in _COUNTS}
-    caption = "Work and traffic of all rounds together."
-    return _of("costs", caption, columns, [{"rounds": len(run.rounds), **total}] if run.rounds else [])
-
-
-def run_scores(run: Run) -> Table:
-    """Accuracy and fairness of one run."""
-    columns = (
-        Column("clients", "clients", _count),
-        Column("mean", "mean", number),
-        Column("sample_mean", "over examples", number),
-        Column("variance", "variance", number),
-        *(Column(f"worst{k}", f"worst {k} %", number) for k in (10, 20, 30)),
-        Column("loss", "test loss", _three),
-        Column("excluded", "without test examples", _count),
-    )
-    caption = (
-        "Final weights on the clients' test examples: accuracy in percent, mean over clients, over all examples "
-        "together, variance between clients (%²), and mean of the worst clients."
-    )
-    rows: list[dict[str, Any]] = []
-    if run.scores is not None:
-        found = run.scores
-        keys = ("mean", "sample_mean", "variance", "loss", "excluded")
-        worst = {f"worst{k}": found.worst(k) for k in (10, 20, 30)}
-        rows = [{"clients": len(found.clients), **{key: getattr(found, key) for key in keys}, **worst}]
-    return _of("summary", caption, columns, rows)
-
-
-def holdings(record: Record) -> Table:
-    """Sizes and heterogeneity of every federation."""
-    columns = (
-        Column("federation", "federation"),
-        Column("clients", "clients", _count),
-        Column("classes", "classes", _count),
-        Column("examples", "examples", _count),
-        Column("smallest", "smallest client", _count),
-        Column("median", "median", _count),
-        Column("largest", "largest", _count),
-        Column("heterogeneity", "heterogeneity", _three),
-    )
-    caption = (
-        "Training examples. Heterogeneity = total variation distance between a client's labels and the pooled labels, "
-        "mean over clients weighted by their examples: 0 = all alike, towards 1 = no overlap."
-    )
-    rows = []
-    for holding in record.holdings:
-        held = holding.counts.sum(axis=1)
-        row = (holding.name, *holding.counts.shape, held.sum(), held.min(), np.median(held), held.max())
-        rows.append((row[0], *(int(value) for value in row[1:]), float(f"{holding.heterogeneity:.10g}")))
-    return Table("partitions", caption, columns, tuple(rows))
-
-
-def _of(name: str, caption: str, columns: tuple[Column, ...], rows: Any) -> Table:
-    return Table(name, caption, columns, tuple(tuple(row.get(column.key) for column in columns) for row in rows))
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _three(value: float) -> str:
-    return number(value, 3)
-
-
-def _p(value: float) -> str:
-    return probability(value).removeprefix("p ").removeprefix("= ")
+def parts(record: Record, whole: Table) -> list[tuple[tuple[str, str], Table]]:
+    """The table cut by algorithm and partition; the caption below the last part serves all of them."""
+    held = [(setting, only(whole, algorithm=setting[0], partition=setting[1])) for setting in record.pairings]
+    held = [(setting, part) for setting, part in held if part.rows]
+    return [(setting, replace(part, caption="")) for setting, part in held[:-1]] + held[-1:]

@@ -18,6 +18,21 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def two(value: float | None) -> str:
+    """`83.29`."""
+    return number(value, 2)
+
+
+def three(value: float | None) -> str:
+    """`0.123`."""
+    return number(value, 3)
+
+
+def count(value: float) -> str:
+    """`1,200`."""
+    return f"{value:,.0f}"
+
+
 def signed(value: float | None, digits: int = 1) -> str:
     """`+1.2` or `−1.2`."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
@@ -62,14 +77,14 @@ def answer(record: Record, setting: tuple[str, str]) -> str:
     rows = ranked(record, setting)
     if not rows:
         return "No downstream run has finished, so there is no answer yet."
-    best = rows[0]
+    best, name = rows[0], record.called(rows[0]["start"])
     limits = between(best["low"], best["high"])
     mean = f"{number(best['mean'])} % mean accuracy" + (f" (95 % interval {limits})" if limits != "–" else "")
     if len(rows) == 1:
-        return _tied(f"Only {best['start']} was tested, with {mean}: there is nothing to compare it with.")
+        return _tied(f"Only {name} was tested, with {mean}: there is nothing to compare it with.")
     second, scratch = rows[1]["start"], record.scratch
     lead = record.contrast(setting, best["start"], second)
-    sentence = _verdict(best["start"], second, mean, lead)
+    sentence = _verdict(name, record.called(second), mean, lead)
     gain = record.contrast(setting, best["start"], scratch) if scratch not in (None, best["start"], second) else None
     if gain is not None and decided(lead) and decided(gain):
         sentence += f", and {_points(gain)} above {scratch} {_detail(gain)}"
@@ -86,8 +101,8 @@ def fairness(record: Record, setting: tuple[str, str]) -> str:
         return ""
     weakest = number(max(row["worst10"] for row in rows))
     even = number(min(row["variance"] for row in rows))
-    best = " and ".join(row["start"] for row in rows if number(row["worst10"]) == weakest)
-    steady = " and ".join(row["start"] for row in rows if number(row["variance"]) == even)
+    best = " and ".join(record.called(row["start"]) for row in rows if number(row["worst10"]) == weakest)
+    steady = " and ".join(record.called(row["start"]) for row in rows if number(row["variance"]) == even)
     return _tied(
         f"The worst-served 10 % of clients do best from {best} ({weakest} %). "
         f"Clients differ least from {steady} (variance {even} %²). Neither is tested against chance."

@@ -13,11 +13,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from fedstart import keys, tree
-from fedstart.data import sources, tasks
+from fedstart.data import sources
 from fedstart.data.federation import Federation
 from fedstart.engines.calibration import calibrate
 from fedstart.engines.execution import Execution
 from fedstart.models import Model
+from fedstart.study.federations import Federations
 from fedstart.study.schema import Method, Study, build
 from fedstart.training import draw
 from fedstart.types import Plan, Weights
@@ -29,7 +30,8 @@ class Cell:
 
     `start`, `algorithm` and `partition` are the names that results use; the last two and `task` belong to a
     downstream cell, as do `origin`, the key of the pre-training cell that it begins from, and `begin`, the
-    fingerprint of what that cell's weights depend on.
+    fingerprint of what that cell's weights depend on. `case` is the value that pre-training leaves out; "" where
+    the study leaves out none.
     """
 
     kind: Literal["pretrain", "downstream"]
@@ -42,18 +44,22 @@ class Cell:
     task: int = 0
     origin: str = ""
     begin: str = ""
+    case: str = ""
 
     def place(self) -> dict[str, Any]:
         """Where the cell stands in its study: what cell.json holds."""
         place: dict[str, Any] = {"kind": self.kind, "start": self.start}
         if self.kind == "downstream":
             place |= {"algorithm": self.algorithm, "partition": self.partition, "task": self.task}
-        return {**place, "seed": self.seed}
+        return {**place, **({"case": self.case} if self.case else {}), "seed": self.seed}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A cell ready to run: what trains, and everything its result depends on."""
+    """A cell ready to run: what trains, and everything its result depends on.
+
+    `personal` is the plan by which each client goes on alone from the final weights; None = no client does.
+    """
 
     method: Method
     model: Model
@@ -62,6 +68,7 @@ class Run:
     execution: Execution
     settings: Mapping[str, Any]
     fingerprints: Mapping[str, str]
+    personal: Plan | None = None
 
     @property
     def identity(self) -> str:
@@ -79,7 +86,7 @@ class Material:
 
     `executions` are choices made before for this study (by kind of cell); what is not there is measured when it is
     needed, and then is in `executions` too.
-    Raises ValueError for data that cannot be read, classes that do not exist, and too few examples.
+    Raises ValueError for data that cannot be read, columns, values and classes that do not exist, too few examples.
     """
 
     def __init__(self, study: Study, executions: Mapping[str, Execution] = MappingProxyType({})) -> None:
@@ -88,42 +95,14 @@ class Material:
             kind: chosen for kind, chosen in executions.items() if asdict(chosen).items() >= study.execution.items()
         }
         self.parts = build(study, f"study {study.name}")
-        data = study.data
-        self.examples = sources.load(data.source, input=data.input, label=data.label, columns=data.columns)
-        others, self.held_out = tasks.split_classes(self.examples, study.pretraining.held_out)
-        self.classes = others if study.pretraining.classes is None else tuple(study.pretraining.classes)
+        data, left_out = study.data, study.pretraining.left_out
+        columns = [left_out.column] if left_out and left_out.column not in data.columns else []
+        self.examples = sources.load(data.source, input=data.input, label=data.label, columns=data.columns + columns)
+        self.federations = Federations(study, self.parts, self.examples)
+        self.held_out, self.classes = self.federations.held_out, self.federations.classes
+        self.pretraining, self.tasks = self.federations.pretraining, self.federations.tasks
         self.model = Model(self.parts.architecture, self.examples.shape, len(self.classes))
-        self.pretraining = functools.cache(self._pretraining)
-        self.tasks = functools.cache(self._tasks)
         self.downstream_model = functools.cache(lambda classes: replace(self.model, classes=classes))
-
-    def _pretraining(self, seed: int) -> Federation:
-        table = self.study.pretraining
-        return tasks.federate(
-            self.examples,
-            classes=self.classes,
-            partition=self.parts.pretraining_partition,
-            clients=table.clients,
-            seed=seed,
-            name="pre-training",
-            test_fraction=0.0,
-            withheld=table.withheld,
-            merge=self.study.data.merge,
-        )
-
-    def _tasks(self, partition: str, seed: int) -> list[Federation]:
-        table = self.study.downstream
-        return tasks.tasks(
-            self.examples,
-            classes=self.held_out,
-            count=table.tasks,
-            classes_per_task=table.classes_per_task,
-            clients=table.clients,
-            partition=self.parts.downstream_partitions[partition],
-            test_fraction=table.test_fraction,
-            seed=seed,
-            merge=self.study.data.merge,
-        )
 
     def execution(self, kind: Literal["pretrain", "downstream"]) -> Execution:
         """How the engine computes in cells of this kind: as the study says, else what is fastest on this machine."""
@@ -131,10 +110,10 @@ class Material:
             seed, parts = self.study.seeds[0], self.parts
             if kind == "pretrain":
                 plans = [method.plan for method in parts.starts.values() if method.plan.rounds and not method.start]
-                model, federation = self.model, self.pretraining(seed)
+                model, federation = self.model, self.pretraining(seed, self.federations.cases[0])
             else:
                 plans = [method.plan for method in parts.algorithms.values()]
-                federation = self.tasks(next(iter(parts.downstream_partitions)), seed)[0]
+                federation = self.tasks(next(iter(self.federations.settings)), seed)[0]
                 model = self.downstream_model(len(federation.classes))
             plan = plans[0] if plans else next(iter(parts.starts.values())).plan
             self.executions[kind] = calibrate(model, federation, plan, self.study.execution)
@@ -145,10 +124,16 @@ class Material:
         method = self.parts.starts[start]
         return method.method.begin(self.model, seed) if method.start else self.model.init(seed)
 
-    def pretraining_run(self, start: str, seed: int) -> Run:
-        """The run that makes a start. Clients, cohorts and batches of a seed are the same for every method."""
+    def pretraining_run(self, start: str, seed: int, case: str = "") -> Run:
+        """The run that makes a start. Clients, cohorts and batches of a seed are the same for every method.
+
+        Raises ValueError for a case that the study does not have.
+        """
         method = self.parts.starts[start]
-        federation, plan = self.pretraining(seed), replace(method.plan, seed=keys.number(seed, "pretraining"))
+        federation, plan = (
+            self.pretraining(seed, case, start),
+            replace(method.plan, seed=keys.number(seed, "pretraining")),
+        )
         if method.start:
             federation, plan = method.method.prepare(federation, plan)
         begin = tree.fingerprint(self.begin(start, seed))
@@ -157,14 +142,21 @@ class Material:
         return Run(method, self.model, federation, plan, execution, settings, {"pretraining": federation.fingerprint})
 
     def downstream_run(self, algorithm: str, partition: str, task: int, seed: int, begin: str) -> Run:
-        """The run of a task from a start of that fingerprint. Clients and batches are the same for every start."""
+        """The run of a task from a start of that fingerprint. Clients and batches are the same for every start.
+
+        `partition` is the name that results use, as in `federations.settings`: with the case, where there is one.
+        """
         method = self.parts.algorithms[algorithm]
         federation = self.tasks(partition, seed)[task]
         plan = replace(method.plan, seed=keys.number(seed, "downstream", task))
+        personal = method.personal and replace(method.personal, seed=plan.seed)
         model = self.downstream_model(len(federation.classes))
         execution = self.execution("downstream") if plan.rounds else Execution()
         settings = _settings(method, plan, model, begin, execution)
-        return Run(method, model, federation, plan, execution, settings, {"downstream": federation.fingerprint})
+        if personal:
+            settings["personal"] = asdict(personal)  # pyright: ignore[reportArgumentType]
+        prints = {"downstream": federation.fingerprint}
+        return Run(method, model, federation, plan, execution, settings, prints, personal)
 
     def transfer(self, weights: Weights, classes: int, task: int, seed: int) -> Weights:
         """A start's body under the fresh head of a task, which is the same for every start, method and partition."""
@@ -184,22 +176,22 @@ def _settings(method: Method, plan: Plan, model: Model, begin: str, execution: E
 
 def plan_cells(material: Material) -> list[Cell]:
     """All cells of a study, pre-training first. Raises ValueError for a cell that could not run."""
-    parts, cells = material.parts, []
-    origins: dict[tuple[str, int], tuple[str, str]] = {}
-    for seed in material.study.seeds:
-        for start in parts.starts:
-            run = material.pretraining_run(start, seed)
-            cells.append(_keyed(Cell("pretrain", start, seed, "", run.plan.rounds), run))
-            origins[start, seed] = (cells[-1].key, run.outcome)
-    for seed, partition, task, algorithm, start in itertools.product(
-        material.study.seeds,
-        parts.downstream_partitions,
+    parts, cells, seeds = material.parts, [], material.study.seeds
+    origins: dict[tuple[str, int, str], tuple[str, str]] = {}
+    for seed, case, start in itertools.product(seeds, material.federations.cases, parts.starts):
+        run = material.pretraining_run(start, seed, case)
+        cells.append(_keyed(Cell("pretrain", start, seed, "", run.plan.rounds, case=case), run))
+        origins[start, seed, case] = (cells[-1].key, run.outcome)
+    for seed, (partition, setting), task, algorithm, start in itertools.product(
+        seeds,
+        material.federations.settings.items(),
         range(material.study.downstream.tasks),
         parts.algorithms,
         parts.starts,
     ):
-        run = material.downstream_run(algorithm, partition, task, seed, origins[start, seed][1])
-        place = (algorithm, partition, task, *origins[start, seed])
+        origin = origins[start, seed, setting.case]
+        run = material.downstream_run(algorithm, partition, task, seed, origin[1])
+        place = (algorithm, partition, task, *origin, setting.case)
         cells.append(_keyed(Cell("downstream", start, seed, "", run.plan.rounds, *place), run))
     return cells
 
@@ -210,8 +202,8 @@ def _keyed(cell: Cell, run: Run) -> Cell:
     except ValueError as error:
         raise ValueError(f"{cell.algorithm or cell.start}: {error}") from None
     words = [cell.start, cell.algorithm, cell.partition, f"t{cell.task}", f"s{cell.seed}"]
-    words = words if cell.kind == "downstream" else ["pretrain", cell.start, f"s{cell.seed}"]
-    slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words)
+    words = words if cell.kind == "downstream" else ["pretrain", cell.start, cell.case, f"s{cell.seed}"]
+    slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in words if word)
     return replace(cell, key=f"{slug}-{_sha256([cell.place(), run.identity])[:8]}")
 
 

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from fedstart import names
-from fedstart.study.schema import Data, Downstream, Entry, ModelTable, Pretraining, Study, build, table
+from fedstart.study import claims, published, selection
+from fedstart.study.schema import Data, Downstream, Entry, ModelTable, Pretraining, Study, table
+from fedstart.study.sharing import LeftOut
+from fedstart.study.tables import Claim, Published, Selection
 
-_TABLES = {"data": Data, "model": ModelTable, "pretraining": Pretraining, "downstream": Downstream}
+_TABLES = {
+    "data": Data,
+    "model": ModelTable,
+    "pretraining": Pretraining,
+    "downstream": Downstream,
+    "selection": Selection,
+    "published": Published,
+}
 _LISTS = ("starts", "algorithms")
 
 
@@ -24,6 +34,8 @@ def presets() -> dict[str, str]:
 def load(name_or_path: str | Path, scale: str | None = None, overrides: Sequence[str] = ()) -> Study:
     """The study of a preset's name or a TOML file, checked as far as that needs no data.
 
+    A file that `extends` another (a preset's name or a path) says what differs from it, scales included; a list takes
+    the place of the other's, and what the other's scales say of its entries then goes too. "none" takes a setting out.
     `scale` chooses one of the file's `[scales.NAME]` tables, by default the one that its key `scale` names.
     `overrides` are `path.to.key=value` with values as TOML writes them (what is no TOML value is a string;
     `none` takes a setting out); entries of `[[starts]]` and `[[algorithms]]` go by their names, as in
@@ -31,7 +43,7 @@ def load(name_or_path: str | Path, scale: str | None = None, overrides: Sequence
 
     Raises ValueError in one line that names file, table and key, and the nearest name for an unknown one.
     """
-    raw, where = _read(name_or_path)
+    raw, where = _extended(*_read(name_or_path))
     scales = raw.pop("scales", {})
     if not isinstance(scales, Mapping) or not all(isinstance(changes, Mapping) for changes in scales.values()):
         raise ValueError(f"{where} [scales]: these must be tables")
@@ -69,6 +81,32 @@ def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
         return tomllib.loads(text), where
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where}: not valid TOML: {error}") from None
+
+
+def _extended(raw: dict[str, Any], where: str, before: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """The tables of a file with those that it `extends` below them."""
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw, where
+    if not isinstance(base, str) or base in before:
+        raise ValueError(f"{where} extends: the name or path of another study is needed (given: {base!r})")
+    try:
+        place = base if base in _files() else Path(where).parent / base
+        below, _ = _extended(*_read(place), (*before, base))
+    except ValueError as error:
+        raise ValueError(f"{where} extends: {error}") from None
+    for changes in below.get("scales", {}).values():
+        for name in _LISTS:
+            if name in raw:
+                changes.pop(name, None)
+    return _merge(below, _with_nothing(raw), where), where
+
+
+def _with_nothing(value: Any) -> Any:
+    """The tables with None for what says "none": TOML has no word for it."""
+    if isinstance(value, Mapping):
+        return {key: _with_nothing(held) for key, held in value.items()}
+    return None if value == "none" else value
 
 
 def _put(given: dict[str, Any], override: str) -> None:
@@ -116,23 +154,50 @@ def _without_orphans(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
     if changes.keys() & {"local_steps", "local_epochs"}:
         dropped = {"local_steps", "local_epochs"}
     elif changes.get("method", base.get("method")) != base.get("method"):
-        dropped = {"settings"}
+        dropped = {"settings", "choose"}
     elif not base.keys() & {"seeds", "method"} and changes.get("name", base.get("name")) != base.get("name"):
         dropped = set(base)
-    return {key: value for key, value in base.items() if key not in dropped}
+    kept = {key: value for key, value in base.items() if key not in dropped}
+    if isinstance(kept.get("choose"), Mapping) and "method" in base:
+        left = {path: values for path, values in kept["choose"].items() if not _sets(changes, path)}
+        kept = {**kept, "choose": left or None}
+    return kept
+
+
+def _sets(changes: Mapping[str, Any], path: str) -> bool:
+    """Whether changes to an entry say what is at a path."""
+    value: Any = changes
+    for step in path.split("."):
+        if not isinstance(value, Mapping) or step not in value:
+            return False
+        value = value[step]
+    return True
 
 
 def _study(raw: Mapping[str, Any], where: str) -> Study:
     built: dict[str, Any] = dict(raw)
     for name, cls in _TABLES.items():
         if name in raw:
-            built[name] = table(cls, raw[name], f"{where} [{name}]")
+            built[name] = table(cls, _nested(name, raw[name], where), f"{where} [{name}]")
     for name in _LISTS:
         if isinstance(raw.get(name), list):
             built[name] = [_entry(entry, f"{where} [[{name}]]", number) for number, entry in enumerate(raw[name], 1)]
+    if isinstance(raw.get("claims"), list):
+        built["claims"] = [
+            table(Claim, claim, f"{where} [[claims]] number {n}") for n, claim in enumerate(raw["claims"], 1)
+        ]
     study = table(Study, built, where)
-    build(study, where)
+    selection.check(study, where)
+    published.check(study, where)
+    claims.check(study, where)
     return study
+
+
+def _nested(name: str, values: Any, where: str) -> Any:
+    """A table with the one inside it built before, so that an error names its keys."""
+    if name != "pretraining" or not isinstance(values, Mapping) or "left_out" not in values:
+        return values
+    return {**values, "left_out": table(LeftOut, values["left_out"], f"{where} [pretraining.left_out]")}
 
 
 def _entry(entry: Any, where: str, number: int) -> Entry:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fedstart.study.cells import Cell, Material
+from fedstart.types import Plan
 
 SLACK = 0.25
 """A cell this little above its share of the cores gets no further thread: threads of one cell wait for each other."""
@@ -113,19 +114,30 @@ class _Share:
 
 
 def load(material: Material, cell: Cell) -> Load:
-    """What a cell of the study asks for: rounds x clients of a round x passes over a mean client's examples."""
+    """What a cell of the study asks for: rounds x clients of a round x passes over a mean client's examples.
+
+    Where clients fine-tune the final weights, what all of them pass over then comes to it.
+    """
+    personal = None
     if cell.kind == "downstream":
-        plan = material.parts.algorithms[cell.algorithm].plan
+        method = material.parts.algorithms[cell.algorithm]
+        plan, personal = method.plan, method.personal
         federation = material.tasks(cell.partition, cell.seed)[cell.task]
     else:
         method = material.parts.starts[cell.start]
-        plan, federation = method.plan, material.pretraining(cell.seed)
+        plan, federation = method.plan, material.pretraining(cell.seed, cell.case, cell.start)
         if method.start:
             federation, plan = method.method.prepare(federation, plan)
     clients = len(federation.eligible)
     cohort = min(plan.cohort or clients, clients)
-    examples = federation.parts["train"].sizes.sum() / clients
-    a_step = min(plan.batch_size, examples)
-    passed = plan.local_steps * a_step if plan.local_steps else (plan.local_epochs or 0) * examples
+    examples = float(federation.parts["train"].sizes.sum() / clients)
+    work = plan.rounds * cohort * _passed(plan, examples) + (clients * _passed(personal, examples) if personal else 0)
     together = material.execution(cell.kind).together if plan.rounds else 1
-    return Load(plan.rounds * cohort * float(passed), math.ceil(cohort / together))
+    return Load(work, math.ceil(cohort / together))
+
+
+def _passed(plan: Plan, examples: float) -> float:
+    """Examples that one client passes over in its local training."""
+    if plan.local_steps:
+        return plan.local_steps * min(plan.batch_size, examples)
+    return (plan.local_epochs or 0) * examples

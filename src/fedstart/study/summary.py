@@ -9,29 +9,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from pyarrow import parquet
 
 from fedstart import scores
 from fedstart.data.federation import Federation
 from fedstart.data.partitions import heterogeneity
 from fedstart.files import read_json
 from fedstart.runs import RunDirectory, total_cost
+from fedstart.study import claims, published
+from fedstart.study.break_even import break_even
 from fedstart.study.cells import Cell, Material
-from fedstart.study.schema import partition_label
-from fedstart.types import Cost, Counts
+from fedstart.study.scored import evaluated
+from fedstart.types import Cost
 
 FORMAT = 1
 SHOWN_TASKS = 3
 
 
-def summary(material: Material, cells: Sequence[Cell], folder: Path, failures: Mapping[str, str]) -> dict[str, Any]:
-    """The content of summary.json: it depends on the finished cells alone, not on when or how they were run."""
+def summary(
+    material: Material,
+    cells: Sequence[Cell],
+    folder: Path,
+    failures: Mapping[str, str],
+    selection: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of summary.json: it depends on the finished cells alone, not on when or how they were run.
+
+    `selection` says what was chosen, as `choosing.record`; empty where nothing was to choose.
+    """
     study = material.study
     done = [cell for cell in cells if RunDirectory(folder / cell.key).status == "done"]
     downstream = [cell for cell in done if cell.kind == "downstream"]
-    rows, contrasts = scores.summarise(_scored(cell, folder) for cell in downstream)
+    found = [_scored(cell, folder) for cell in downstream]
+    rows, contrasts = scores.summarise(found)
+    paper = published.find(study.published, [(row["start"], row["algorithm"], row["partition"]) for row in rows])
+    random = next((entry.name for entry in study.starts if entry.method == "random"), None)
     return {
         "format": FORMAT,
         "study": study.name,
@@ -39,6 +51,10 @@ def summary(material: Material, cells: Sequence[Cell], folder: Path, failures: M
         "rows": rows,
         "contrasts": contrasts,
         "cost": {start: _costs(start, done, folder) for start in material.parts.starts},
+        "break_even": break_even(done, folder, random),
+        "selection": dict(selection),
+        "published": paper,
+        "claims": claims.verdicts(study.claims, found, paper),
         "cells": len(done),
         "failures": [{"cell": key, "error": error} for key, error in failures.items()],
         "fingerprints": _fingerprints(material),
@@ -47,14 +63,17 @@ def summary(material: Material, cells: Sequence[Cell], folder: Path, failures: M
 
 def partitions(material: Material) -> dict[str, Any]:
     """The content of partitions.json: who holds what, for the first seed and the first tasks of each partition."""
-    study, seed = material.study, material.study.seeds[0]
-    pretraining = _holding(material.pretraining(seed), partition_label(study.pretraining.partition), seed)
+    seed = material.study.seeds[0]
+    pretraining = [
+        _holding(material.pretraining(seed, shared.case, shared.start), shared.label, seed)
+        for shared in material.federations.shared()
+    ]
     downstream = [
         {**_holding(federation, label, seed), "task": task}
-        for label in material.parts.downstream_partitions
+        for label in material.federations.settings
         for task, federation in enumerate(material.tasks(label, seed)[:SHOWN_TASKS])
     ]
-    return {"format": FORMAT, "pretraining": [pretraining], "downstream": downstream}
+    return {"format": FORMAT, "pretraining": pretraining, "downstream": downstream}
 
 
 def timing(cells: Sequence[Cell], folder: Path, jobs: int, elapsed: float) -> dict[str, Any]:
@@ -75,10 +94,8 @@ def timing(cells: Sequence[Cell], folder: Path, jobs: int, elapsed: float) -> di
 
 
 def _scored(cell: Cell, folder: Path) -> scores.Cell:
-    table = parquet.read_table(folder / cell.key / "clients.parquet")
-    correct, total, loss = (np.asarray(table[name]) for name in ("correct", "total", "loss"))
-    found = scores.Scores(Counts(correct, total, loss))
-    return scores.Cell(cell.start, cell.algorithm, cell.partition, cell.task, cell.seed, found)
+    found = evaluated(folder / cell.key)
+    return scores.Cell(cell.start, cell.algorithm, cell.partition, cell.task, cell.seed, *found)
 
 
 def _costs(start: str, done: Iterable[Cell], folder: Path) -> dict[str, dict[str, int]]:
@@ -114,10 +131,14 @@ def _fingerprints(material: Material) -> dict[str, Any]:
     seeds = material.study.seeds
     return {
         "examples": material.examples.fingerprint,
-        "pretraining": {str(seed): material.pretraining(seed).fingerprint for seed in seeds},
+        "pretraining": {
+            shared.key(seed): material.pretraining(seed, shared.case, shared.start).fingerprint
+            for seed in seeds
+            for shared in material.federations.shared()
+        },
         "downstream": {
             label: {str(seed): [task.fingerprint for task in material.tasks(label, seed)] for seed in seeds}
-            for label in material.parts.downstream_partitions
+            for label in material.federations.settings
         },
     }
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import pyarrow
 import torch
+from pyarrow import parquet
 
 from fedstart.engines.local import LocalEngine
-from fedstart.files import write_json
+from fedstart.engines.personal import personalise
+from fedstart.files import write_atomically, write_json
 from fedstart.runs import Outcome, RunDirectory, execute
 from fedstart.runs import Progress as Steps
 from fedstart.starts import Card, Start
 from fedstart.study.cells import Cell, Material, Run
-from fedstart.types import Diverged
+from fedstart.types import Counts, Diverged
 
 POLL_SECONDS = 0.5
 
@@ -25,7 +29,10 @@ class Progress(Protocol):
     """What a study tells whoever shows its progress; a unit is one round of one cell. It decides nothing."""
 
     def total(self, n: int) -> None:
-        """Called once, first: `n` rounds in all cells together, those already done included."""
+        """Called first: `n` rounds in all cells together, those already done included.
+
+        Called once more, when settings have been chosen: what was chosen may have another number of rounds.
+        """
         ...
 
     def advance(self, text: str) -> None:
@@ -45,7 +52,8 @@ def run_cell(
 ) -> Result:
     """Runs a cell in `folder/<key>` on `threads` threads (none = one per core), from its last checkpoint if it has one.
 
-    A pre-training cell leaves its Start in `start/`. Training that diverges is a result, recorded in run.json.
+    A pre-training cell leaves its Start in `start/`. After a downstream cell's last round each client fine-tunes the
+    final weights, where the study asks for it. Training that diverges is a result, recorded in run.json.
     Raises ValueError when another process works on the cell, and OSError when it cannot be written.
     """
     directory = RunDirectory(folder / cell.key)
@@ -53,7 +61,7 @@ def run_cell(
         if directory.status == "done":
             return Result(cell, None)
         if cell.kind == "pretrain":
-            run = material.pretraining_run(cell.start, cell.seed)
+            run = material.pretraining_run(cell.start, cell.seed, cell.case)
             weights, part = material.begin(cell.start, cell.seed), None
         else:
             start = Start.load(folder / cell.origin / "start")
@@ -74,7 +82,11 @@ def run_cell(
                     evaluate=part,
                     progress=progress,
                 )
+                if run.personal:
+                    own = personalise(engine, run.model, run.federation, run.personal, outcome.weights)
+                    _add_personal(directory, own)
         except Diverged as error:
+            directory.fail(error)
             return Result(cell, str(error))
         if cell.kind == "pretrain":
             Start(outcome.weights, _card(run, cell, outcome)).save(directory.path / "start")
@@ -85,8 +97,19 @@ def run_cell(
 def title(cell: Cell) -> str:
     """A cell in a few words, for progress bars and messages."""
     if cell.kind == "pretrain":
-        return f"pre-training {cell.start}, seed {cell.seed}"
+        return f"pre-training {cell.start}{f' without {cell.case}' if cell.case else ''}, seed {cell.seed}"
     return f"{cell.start}, {cell.algorithm}, {cell.partition}, task {cell.task}, seed {cell.seed}"
+
+
+def _add_personal(directory: RunDirectory, own: Counts) -> None:
+    """Adds the scores of the clients' own models to clients.parquet, beside those of the model of all."""
+    file = directory.path / "clients.parquet"
+    table = parquet.read_table(file)
+    table = table.append_column("personal_correct", pyarrow.array(own.correct, pyarrow.int64()))
+    table = table.append_column("personal_loss", pyarrow.array(own.loss, pyarrow.float64()))
+    stream = io.BytesIO()
+    parquet.write_table(table, stream)
+    write_atomically(file, stream.getvalue())
 
 
 @contextmanager
@@ -110,6 +133,21 @@ def _card(run: Run, cell: Cell, outcome: Outcome) -> Card:
         seed=cell.seed,
         cost=outcome.cost,
     )
+
+
+class Part:
+    """Progress of one of the parts that a study runs in: its total is told together with the `others`' rounds."""
+
+    def __init__(self, progress: Progress, others: int) -> None:
+        self._progress, self._others = progress, others
+
+    def total(self, n: int) -> None:
+        """The part has `n` rounds."""
+        self._progress.total(n + self._others)
+
+    def advance(self, text: str) -> None:
+        """One more round of the part is finished."""
+        self._progress.advance(text)
 
 
 class Counter:

@@ -1,0 +1,116 @@
+"""What the paper claims, and whether our runs bear it out: paired over (task, seed), with a 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedstart import names
+from fedstart.study.building import partition_label
+from fedstart.study.schema import Study
+from fedstart.study.tables import Claim
+
+if TYPE_CHECKING:
+    from fedstart.scores import Cell, Scores
+
+PUBLISHED = {"mean": "accuracy", "variance": "variance", "worst10": "low10", "worst20": "low20", "worst30": "low30"}
+"""What the published tables call each score."""
+
+Setting = tuple[str, str]
+Values = Mapping[tuple[int, int], "Scores"]
+
+
+def check(study: Study, where: str) -> None:
+    """That every claim names starts, an algorithm and a partition of the study; `where` opens every error.
+
+    Raises ValueError with the nearest name.
+    """
+    starts = [entry.name for entry in study.starts]
+    algorithms = [entry.name for entry in study.algorithms]
+    labels = [partition_label(values) for values in study.downstream.partitions]
+    for number, claim in enumerate(study.claims, 1):
+        place = f"{where} [[claims]] number {number}"
+        partition = claim.partition
+        if partition is not None and study.pretraining.left_out is not None:
+            partition = partition.rpartition(": ")[2]
+        for kind, given, allowed in (
+            ("start", claim.first, starts),
+            ("start", claim.second, starts),
+            ("algorithm", claim.algorithm, algorithms),
+            ("partition", partition, labels),
+        ):
+            if given is not None and given not in allowed:
+                raise ValueError(f"{place}: {names.unknown(kind, given, allowed)}")
+        if claim.first == claim.second:
+            raise ValueError(f"{place}: first and second are both {claim.first!r}")
+
+
+def verdicts(
+    claims: Sequence[Claim], cells: Iterable[Cell], published: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The `claims` of summary.json: one for each claim and each (algorithm, partition) in which both starts ran.
+
+    `published` are the rows of `published.find`. A difference is first minus second, over the (task, seed) pairs that
+    both have. "reproduced" needs the whole 95 % interval and the mean of every seed on the claim's side of 0, "not
+    reproduced" both on the other; all else is "undecided". One pair alone has no interval and decides nothing.
+    """
+    grouped: dict[Setting, dict[str, dict[tuple[int, int], Scores]]] = {}
+    for cell in cells:
+        by_start = grouped.setdefault((cell.algorithm, cell.partition), {})
+        by_start.setdefault(cell.start, {})[cell.task, cell.seed] = cell.scores
+    paper = {(row["start"], row["algorithm"], row["partition"]): row for row in published}
+    found: list[dict[str, Any]] = []
+    for claim in claims:
+        for setting, by_start in grouped.items():
+            allowed = (claim.algorithm or setting[0], claim.partition or setting[1])
+            first, second = by_start.get(claim.first, {}), by_start.get(claim.second, {})
+            if setting == allowed and first.keys() & second.keys():
+                rows = [paper.get((start, *setting)) for start in (claim.first, claim.second)]
+                found.append(_verdict(claim, setting, first, second, _difference(claim, rows)))
+    return found
+
+
+def _verdict(claim: Claim, setting: Setting, first: Values, second: Values, published: float | None) -> dict[str, Any]:
+    from fedstart.scores import paired, significant
+
+    pairs = sorted(first.keys() & second.keys(), key=lambda pair: (pair[1], pair[0]))
+    left, right = ([_score(claim.score, values[pair]) for pair in pairs] for values in (first, second))
+    contrast = paired(left, right)
+    by_seed: dict[int, list[float]] = {}
+    for (_, seed), one, other in zip(pairs, left, right, strict=True):
+        by_seed.setdefault(seed, []).append(one - other)
+    means = [sum(differences) / len(differences) for differences in by_seed.values()]
+    side = -1 if claim.score == "variance" else 1
+    return {
+        "text": claim.text,
+        "source": claim.source,
+        "score": claim.score,
+        "first": claim.first,
+        "second": claim.second,
+        "algorithm": setting[0],
+        "partition": setting[1],
+        "published": significant(published),
+        "difference": significant(contrast.difference),
+        "low": significant(contrast.low),
+        "high": significant(contrast.high),
+        "n": len(pairs),
+        "seeds": len(by_seed),
+        "by_seed": [significant(mean) for mean in means],
+        "verdict": _word(side, contrast.low, contrast.high, means),
+    }
+
+
+def _word(side: int, low: float | None, high: float | None, means: Sequence[float]) -> str:
+    for wanted, verdict in ((side, "reproduced"), (-side, "not reproduced")):
+        if low is not None and high is not None and all(wanted * value > 0 for value in (low, high, *means)):
+            return verdict
+    return "undecided"
+
+
+def _score(name: str, scores: Scores) -> float:
+    return scores.worst(int(name.removeprefix("worst"))) if name.startswith("worst") else getattr(scores, name)
+
+
+def _difference(claim: Claim, rows: Sequence[Mapping[str, Any] | None]) -> float | None:
+    values = [None if row is None else row[PUBLISHED[claim.score]] for row in rows]
+    return None if values[0] is None or values[1] is None else values[0] - values[1]

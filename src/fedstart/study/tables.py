@@ -1,0 +1,70 @@
+"""Tables of a study file that say what is asked of its results: how settings are chosen, and what the paper claims."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Settings = dict[str, Any]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Number = str | int | float
+"""A value of a column of the published tables."""
+
+
+class Table(BaseModel):
+    """A table of a study file: unknown keys, NaN and infinity are refused, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Selection(Table):
+    """`[selection]`: how starts with `choose` are settled; see `fedstart.study.selection`."""
+
+    rule: Annotated[
+        Literal["validation", "paper"],
+        Field(description="tasks of classes taken out of the pre-training classes; or the downstream tasks themselves"),
+    ] = "validation"
+    classes: Annotated[int, Field(ge=2, description="validation classes: the last of the pre-training classes")] = 20
+    tasks: Annotated[int, Field(ge=1, description="validation tasks per seed")] = 5
+    seeds: Annotated[
+        list[Seed] | None, Field(min_length=1, description="seeds of the validation tasks; none = the study's first")
+    ] = None
+
+
+class Published(Table):
+    """`[published]`: which rows of the paper's tables stand beside the results; see `fedstart.study.published`."""
+
+    table: Annotated[
+        str | Annotated[list[str], Field(min_length=1)],
+        Field(description="a table of the paper, or several: the first that has a row counts"),
+    ]
+    where: Annotated[dict[str, Number], Field(description="column = value of the rows that count")] = {}
+    rows: Annotated[
+        dict[str, str | dict[str, Number]],
+        Field(min_length=1, description="name of a start = the paper's method, or a table of columns"),
+    ]
+    algorithms: Annotated[
+        dict[str, str] | None,
+        Field(description="name of an algorithm = downstream_algorithm; none = those of the same name"),
+    ] = None
+    partitions: Annotated[
+        dict[str, str | dict[str, Number]] | None,
+        Field(description="partition = downstream_distribution, or a table of columns; none = iid and dirichlet(0.5)"),
+    ] = None
+
+
+class Claim(Table):
+    """One of `[[claims]]`: that `first` is better than `second`; see `fedstart.study.claims`."""
+
+    text: Annotated[str, Field(min_length=1, description="the claim in a sentence")]
+    source: Annotated[str, Field(description="where it is claimed")] = ""
+    score: Annotated[
+        Literal["mean", "variance", "worst10", "worst20", "worst30"],
+        Field(description="what is compared; better is higher, for the variance lower"),
+    ] = "mean"
+    first: Annotated[str, Field(description="the start that is said to be better")]
+    second: Annotated[str, Field(description="the start that it is compared with")]
+    algorithm: Annotated[str | None, Field(description="only under this algorithm; none = each")] = None
+    partition: Annotated[str | None, Field(description="only on this partition; none = each")] = None
