@@ -91,7 +91,7 @@ def _extended(raw: dict[str, Any], where: str, before: tuple[str, ...] = ()) -> 
     if not isinstance(base, str) or base in before:
         raise ValueError(f"{where} extends: the name or path of another study is needed (given: {base!r})")
     try:
-        place = base if base in _files() else Path(where).parent / base
+        place = Path(where).parent / base if base.endswith(".toml") else base
         below, _ = _extended(*_read(place), (*before, base))
     except ValueError as error:
         raise ValueError(f"{where} extends: {error}") from None

@@ -1,0 +1,118 @@
+"""What a round of each method costs beside FedAvg's: time, largest memory, exchanges, passes forward and backward.
+
+    python benchmarks/rounds.py [--model resnet18] [--examples 456] [--rounds 1] [--repeats 1] [--methods ...]
+
+Twenty clients of a cohort, five local epochs, batches of 32, images of 32 x 32 made at random (what is on them takes no
+time). Each method runs in a process of its own, so that its memory is its own; ratios are to fedavg, which always runs.
+Prints the table of docs/cost.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from fedstart import names
+from fedstart.data.federation import Examples, Federation, Positions
+from fedstart.engines.execution import Execution
+from fedstart.engines.local import LocalEngine
+from fedstart.models import Model, load_architecture
+from fedstart.training import train
+from fedstart.types import Cost, Plan
+
+CLIENTS, CLASSES, SERVER = 20, 80, 2400
+METHODS = {
+    "fedavg": ("fedavg", {}),
+    "coprefl": ("coprefl", {}),
+    "coprefl, scenario II": ("coprefl", {"scenario": "II"}),
+    "coprefl, second order": ("coprefl", {"order": 2}),
+    "fedmeta": ("fedmeta", {}),
+    "fedmeta, second order": ("fedmeta", {"order": 2}),
+    "qffl": ("qffl", {}),
+    "scaffold": ("scaffold", {}),
+    "feddyn": ("feddyn", {}),
+    "sam": ("sam", {}),
+    "perfedavg": ("perfedavg", {}),
+    "perfedavg, HF": ("perfedavg", {"variant": "HF"}),
+    "fedadam": ("fedadam", {}),
+}
+SETTINGS = {"resnet18": {"norm": "group", "stem": "cifar"}}
+
+
+def federation(examples: int) -> Federation:
+    """Clients of so many random images each, and a server with as many as the paper's."""
+    rng = np.random.default_rng(0)
+    count = CLIENTS * examples + SERVER
+    images = torch.from_numpy(rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    images = images.contiguous(memory_format=torch.channels_last)
+    classes = tuple(str(number) for number in range(CLASSES))
+    labels = rng.integers(0, CLASSES, count)
+    data = Examples("random", images, labels, classes, "random", (0.5,) * 3, (0.25,) * 3)
+    parts = {"train": Positions(np.arange(CLIENTS + 1) * examples, np.arange(CLIENTS * examples))}
+    return Federation("random", data, parts, tuple(range(CLASSES)), np.arange(CLIENTS * examples, count))
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
+    """Runs one method in this process and prints what it took as JSON."""
+    method, settings = METHODS[name]
+    algorithm = names.build(names.discover("fedstart.algorithms")[method], settings, method)
+    model = Model(load_architecture(options.model, SETTINGS.get(options.model, {})), (3, 32, 32), CLASSES)
+    plan = Plan(rounds=options.rounds, local_epochs=5, batch_size=32, lr=0.001)
+    data, seconds, cost = federation(options.examples), [], Cost()
+    weights = model.init(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with LocalEngine(execution=Execution(precision=options.precision)) as engine:
+        begin = time.perf_counter()
+        for finished in train(algorithm, model, data, plan, weights, engine):
+            seconds.append(time.perf_counter() - begin)
+            cost, begin = finished.cost, time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model_bytes = sum(tensor.nbytes for tensor in weights.values())
+    print(json.dumps({"seconds": seconds, "before": before, "peak": peak, "model": model_bytes, **asdict(cost)}))
+
+
+def main() -> None:
+    """Measures all methods asked for and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--examples", type=int, default=456, help="of each client; CoPreFL's CIFAR-100 has 456")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        measure(options.only, options)
+        return
+    wanted = ["fedavg", *(name for name in options.methods if name != "fedavg")]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
+    for _ in range(options.repeats):
+        for name in wanted:
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found[name].append(json.loads(printed))
+            print(f"{name}: {found[name][-1]['seconds']}", file=sys.stderr, flush=True)
+    seconds = {name: statistics.median(s for run in runs for s in run["seconds"]) for name, runs in found.items()}
+    print("| method | s a round | / fedavg | memory above data MB | models | exchanges | forward | backward |")
+    print("|" + "---|" * 8)
+    for name, runs in found.items():
+        one = runs[0]
+        above = max(run["peak"] - run["before"] for run in runs) * 1024
+        print(
+            f"| {name} | {seconds[name]:.2f} | {seconds[name] / seconds['fedavg']:.2f} | {above / 1e6:.0f} | "
+            f"{above / one['model']:.1f} | {one['exchanges']} | {one['examples']:,} | {one['backward']:,} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
