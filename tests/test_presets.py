@@ -12,7 +12,8 @@ from fedstart.study.published import find
 
 COPREFL = [name for name in presets() if name.startswith("coprefl-")]
 SCALES = ("smoke", "small", "paper")
-EXPECTED = set("table1a table1b gamma inits downstream mixed pacs femnist participants serverdata".split())
+TABLES = {"table1a", "table1b", "gamma", "inits", "downstream"}
+EXPECTED = TABLES | {"mixed", "pacs", "femnist", "participants", "serverdata"}
 
 BASE = """
 name = "base"

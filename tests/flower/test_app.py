@@ -206,7 +206,7 @@ def test_the_documentation_says_what_leaves_a_node_as_the_methods_do() -> None:
     told = {(method, int(place), name, returns) for method, place, name, returns in rows}
     true = {
         (method, place, exchange.name, exchange.returns)
-        for method in {row[0] for row in rows}
+        for method in methods
         for place, exchange in enumerate(leaving(methods[method]), 1)
     }
-    assert told == true and len(rows) >= 5
+    assert told == true

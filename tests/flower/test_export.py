@@ -45,6 +45,20 @@ def test_a_pretraining_app_makes_the_study_s_start_to_the_bit(done: Path, tmp_pa
     assert RunDirectory(app.out).status == "done" and app.nodes == 4
 
 
+def test_a_start_with_its_own_pretraining_is_exported_with_it(tmp_path: Path) -> None:
+    own = 'starts.coprefl.pretraining={ partition = { name = "iid" }, withheld = 0.2, clients = 3 }'
+    config = config_of(export(study(own), tmp_path / "app", Choice(start="coprefl")))
+    run_files(tmp_path / "app", config, grid_of(config, nodes=3))
+    assert RunDirectory(tmp_path / "app" / "run").status == "done"
+    assert (config["partition.name"], config["federation.withheld"]) == ("iid", 0.2)
+
+
+def test_steps_on_the_server_s_examples_are_refused_before_training(tmp_path: Path) -> None:
+    app = export(study("starts.fedavg.plan.server_steps=5"), tmp_path / "app", Choice(start="fedavg"))
+    with pytest.raises(ValueError, match=r"server_steps: a Flower server holds no examples \(allowed: 0\)"):
+        run_files(app.directory, config_of(app))
+
+
 def test_a_downstream_app_scores_the_study_s_clients(done: Path, tmp_path: Path) -> None:
     app = export(study(), tmp_path / "app", Choice(start="coprefl", task=1), done / "cells")
     run_files(app.directory, config_of(app))

@@ -54,7 +54,12 @@ class FlowerEngine:
     def cohort(
         self, model: Model, federation: Nodes, plan: Plan, number: int, clients: Sequence[int], memories: Memories
     ) -> FlowerCohort:
-        """The clients of round `number`. What they remember stays at their nodes; `memories` says since which round."""
+        """The clients of round `number`. What they remember stays at their nodes; `memories` says since which round.
+
+        Raises ValueError for a plan with steps on examples that this server does not have.
+        """
+        if plan.server_steps:
+            raise ValueError("server_steps: a Flower server holds no examples (allowed: 0)")
         return FlowerCohort(self.grid, self.patience, model, federation, plan, number, clients, memories, self._private)
 
     def evaluate(self, model: Model, federation: Nodes, weights: Weights, part: str = "test") -> Counts:

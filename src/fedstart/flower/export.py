@@ -89,9 +89,10 @@ def export(study: Study, directory: Path | str, choice: Choice = Choice(), cells
                 raise ValueError(f"{given} belongs to a downstream run: say which with task")
         run, start = _pretraining(material, choice.start, seed)
         beginning = {"begin": None, "seed": seed}
-        weights, share = None, {"seed": seed, "withheld": study.pretraining.withheld}
-        share |= {"clients": study.pretraining.clients, "test_fraction": 0.0}
-        partition, name = material.parts.pretraining_partition, f"{study.name}-{start}"
+        sharing = material.parts.sharings[start]
+        weights, share = None, {"seed": seed, "withheld": sharing.withheld}
+        share |= {"clients": sharing.clients, "test_fraction": 0.0}
+        partition, name = sharing.partition, f"{study.name}-{start}"
     else:
         run, weights, label, start = _downstream(material, choice, seed, cells)
         beginning = {"begin": str(place / "begin.safetensors"), "seed": seed}

@@ -156,11 +156,6 @@ class Parts:
     starts: Mapping[str, Method]
     algorithms: Mapping[str, Method]
 
-    @property
-    def pretraining_partition(self) -> Any:
-        """The partition of `[pretraining]`."""
-        return self.sharing.partition
-
 
 def build(study: Study, where: str) -> Parts:
     """Everything that a study names, built from its settings; `where` is the file, which opens every error.
