@@ -18,7 +18,8 @@ class FedMeta:
     A client adapts to its support set (the plan's local training; the paper's MAML takes one step), and uploads the
     gradient of its query loss at its own adapted weights; the server steps against the plain mean of these gradients.
     order = 2 is MAML: the gradient is pulled back through the client's training, exactly. order = 1 leaves that out.
-    Support and query are redrawn each round (`Plan.query_fraction`). Buffers stay the server's, so BatchNorm keeps its first statistics. meta_lr = 0 stays.
+    Support and query are redrawn each round (`Plan.query_fraction`). Buffers stay the server's,
+    so BatchNorm keeps its first statistics. meta_lr = 0 stays where it is.
     """
 
     meta_lr: Annotated[float, Field(ge=0, description="beta: rate of the server's step")] = 0.5
