@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 
+from fedstart.engines.execution import Execution
 from fedstart.study import load, presets
 from fedstart.study.building import partition_label
+from fedstart.study.cells import Material, plan_cells
 from fedstart.study.published import find
 
 COPREFL = [name for name in presets() if name.startswith("coprefl-")]
@@ -104,6 +106,16 @@ def test_table_1a_is_the_paper_s_to_the_digit():
         "qffl": (80.01, 88.92),
         "coprefl": (83.29, 34.69),
     }
+
+
+def test_a_table_may_be_named_by_its_number():
+    assert load("coprefl-pacs", "smoke", ["published.table=24"]).published.table == "24"
+
+
+def test_server_steps_without_examples_at_the_server_are_refused_before_anything_runs(tmp_path):
+    study = load(write(tmp_path) / "base.toml", None, ["pretraining.plan.server_steps=2"])
+    with pytest.raises(ValueError, match="fedprox: pre-training: the server has 0 examples of its own, 1 are needed"):
+        plan_cells(Material(study, {"pretrain": Execution(), "downstream": Execution()}))
 
 
 def test_a_file_says_only_what_differs(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from fedstart import keys, tree
 from fedstart.data import sources
 from fedstart.data.federation import Federation
+from fedstart.engines.batches import at_server
 from fedstart.engines.calibration import calibrate
 from fedstart.engines.execution import Execution
 from fedstart.models import Model
@@ -199,6 +200,8 @@ def plan_cells(material: Material) -> list[Cell]:
 def _keyed(cell: Cell, run: Run) -> Cell:
     try:
         draw(run.federation, run.plan, 1)
+        if run.plan.rounds and run.plan.server_steps:
+            at_server(run.federation, run.plan, 1, pieces=1)
     except ValueError as error:
         raise ValueError(f"{cell.algorithm or cell.start}: {error}") from None
     words = [cell.start, cell.algorithm, cell.partition, f"t{cell.task}", f"s{cell.seed}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Settings = dict[str, Any]
 Count = Annotated[int, Field(ge=1)]
@@ -53,6 +53,12 @@ class Published(Table):
         dict[str, str | dict[str, Number]] | None,
         Field(description="partition = downstream_distribution, or a table of columns; none = iid and dirichlet(0.5)"),
     ] = None
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # Most tables have a bare number, which TOML reads as one.
+        return [str(one) for one in value] if isinstance(value, list) else str(value)
 
 
 class Claim(Table):
