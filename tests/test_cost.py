@@ -25,6 +25,7 @@ def cases():
     yield pytest.param("fedmeta", {"order": 2}, id="fedmeta, second order")
     yield pytest.param("coprefl", {"order": 2}, id="coprefl, second order")
     yield pytest.param("coprefl", {"scenario": "II"}, id="coprefl, scenario II")
+    yield pytest.param("coprefl", {"scenario": "II", "order": 2}, id="coprefl, scenario II, second order")
 
 
 def formula(name, settings, federation, plan, model_bytes):
@@ -45,15 +46,16 @@ def formula(name, settings, federation, plan, model_bytes):
     if name == "qffl":
         return Cost(E * n + n, 1, m * W, m * (W + 8), E * n)
     # Walking the path again takes all local steps but the last.
-    last = sum((len(support) - 1) % plan.batch_size + 1 for support, _ in divided)
-    walked = E * s - last if settings.get("order") == 2 else 0
-    pulled = E * s if settings.get("order") == 2 else 0
+    trained = sizes if settings.get("scenario") == "II" else [len(support) for support, _ in divided]
+    walked = sum(E * size - (size - 1) % plan.batch_size - 1 for size in trained) if settings.get("order") == 2 else 0
+    pulled = E * sum(trained) if settings.get("order") == 2 else 0
     if name == "fedmeta":
         return Cost(E * s + q + walked + pulled, 1, m * W, m * W, E * s + q + walked + 3 * pulled)
     assert name == "coprefl"
     if settings.get("scenario") == "II":
-        return Cost(E * n + len(federation.server), 1, m * W, m * W, E * n + len(federation.server))
-    judged = Cost(E * s + q, 2, 2 * m * W, m * (2 * W + 8), E * s + q)
+        judged = Cost(E * n + len(federation.server), 1, m * W, m * W, E * n + len(federation.server))
+    else:
+        judged = Cost(E * s + q, 2, 2 * m * W, m * (2 * W + 8), E * s + q)
     return judged + Cost(walked + pulled, 1, 2 * m * W, m * W, walked + 3 * pulled) if pulled else judged
 
 
