@@ -43,8 +43,8 @@ if not products.available():
     LIBRARIES.clear()
 RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-10}
 every_method = pytest.mark.parametrize("method", list(METHODS))
-NOISY = {"fedmeta": 0.1, "sam": 0.3}
-"""Measured: 7.2 and 23 %."""
+NOISY = {"fedmeta": 0.3, "sam": 0.1}
+"""Measured: 23 and 7.2 %."""
 
 
 def every(modes):

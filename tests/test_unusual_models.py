@@ -303,5 +303,5 @@ def test_momentum_and_weight_decay_where_gradients_lie_differently_in_memory(lay
         g = g * (PLAN.clip / (norms + 1e-6)).clamp(max=1)
         speed = PLAN.momentum * speed + g + PLAN.weight_decay * expected
         expected = expected - PLAN.lr * speed
-        descent.update([parameter], descent.clip([gradient], PLAN.clip, clients), [velocity], PLAN)
+        descent.update([parameter], descent.clip([gradient], PLAN.clip, clients), [[velocity]], PLAN, 1)
         torch.testing.assert_close(parameter, expected, rtol=1e-12, atol=1e-14)

@@ -202,7 +202,9 @@ def test_a_mean_holds_one_reply(plan):
         (sent,) = wire.read(message.content)
         content = wire.write({name: tensor + 1 for name, tensor in sent.items()})
         client = context.node_config["partition-id"]
-        content["report"] = MetricRecord({"client": client, "examples": 3, "loss-sum": 1.0, "loss-count": 3})
+        content["report"] = MetricRecord(
+            {"client": client, "examples": 3, "backward": 3, "loss-sum": 1.0, "loss-count": 3}
+        )
         return Message(content, reply_to=message)
 
     def mean(clients):
