@@ -1,8 +1,8 @@
 """What a round of each method costs beside FedAvg's: time, largest memory, exchanges, passes forward and backward.
 
-    python benchmarks/rounds.py [--model resnet18] [--examples 456] [--rounds 1] [--repeats 1] [--methods ...]
+    python benchmarks/rounds.py [--model resnet18] [--clients 20] [--examples 456] [--rounds 1] [--methods ...]
 
-Twenty clients of a cohort, five local epochs, batches of 32, images of 32 x 32 made at random (what is on them takes no
+Twenty clients, five local epochs, batches of 32, images of 32 x 32 made at random (what is on them takes no
 time). Each method runs in a process of its own, so that its memory is its own; ratios are to fedavg, which always runs.
 Prints the table of docs/cost.md.
 """
@@ -29,7 +29,7 @@ from fedstart.models import Model, load_architecture
 from fedstart.training import train
 from fedstart.types import Cost, Plan
 
-CLIENTS, CLASSES, SERVER = 20, 80, 2400
+CLASSES, SERVER = 80, 2400
 METHODS = {
     "fedavg": ("fedavg", {}),
     "coprefl": ("coprefl", {}),
@@ -48,17 +48,17 @@ METHODS = {
 SETTINGS = {"resnet18": {"norm": "group", "stem": "cifar"}}
 
 
-def federation(examples: int) -> Federation:
+def federation(clients: int, examples: int) -> Federation:
     """Clients of so many random images each, and a server with as many as the paper's."""
     rng = np.random.default_rng(0)
-    count = CLIENTS * examples + SERVER
+    count = clients * examples + SERVER
     images = torch.from_numpy(rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
     images = images.contiguous(memory_format=torch.channels_last)
     classes = tuple(str(number) for number in range(CLASSES))
     labels = rng.integers(0, CLASSES, count)
     data = Examples("random", images, labels, classes, "random", (0.5,) * 3, (0.25,) * 3)
-    parts = {"train": Positions(np.arange(CLIENTS + 1) * examples, np.arange(CLIENTS * examples))}
-    return Federation("random", data, parts, tuple(range(CLASSES)), np.arange(CLIENTS * examples, count))
+    parts = {"train": Positions(np.arange(clients + 1) * examples, np.arange(clients * examples))}
+    return Federation("random", data, parts, tuple(range(CLASSES)), np.arange(clients * examples, count))
 
 
 def measure(name: str, options: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     algorithm = names.build(names.discover("fedstart.algorithms")[method], settings, method)
     model = Model(load_architecture(options.model, SETTINGS.get(options.model, {})), (3, 32, 32), CLASSES)
     plan = Plan(rounds=options.rounds, local_epochs=5, batch_size=32, lr=0.001)
-    data, seconds, cost = federation(options.examples), [], Cost()
+    data, seconds, cost = federation(options.clients, options.examples), [], Cost()
     weights = model.init(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with LocalEngine(execution=Execution(precision=options.precision)) as engine:
@@ -84,6 +84,7 @@ def main() -> None:
     """Measures all methods asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--examples", type=int, default=456, help="of each client; CoPreFL's CIFAR-100 has 456")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1)

@@ -196,5 +196,9 @@ def test_contradictions_are_refused_before_anything_starts(
 def test_listed_methods_say_what_leaves_a_client(capsys: pytest.CaptureFixture[str]) -> None:
     methods = {entry["name"]: entry for entry in json.loads(words(capsys, "list methods --json")[1])}
     assert [exchange["name"] for exchange in methods["coprefl"]["leaves"]] == ["adapt", "judge", "pull"]
-    assert [exchange["returns"] for exchange in methods["coprefl"]["leaves"]] == ["weights", "loss and gradient", "weights"]
+    assert [exchange["returns"] for exchange in methods["coprefl"]["leaves"]] == [
+        "weights",
+        "loss and gradient",
+        "weights",
+    ]
     assert "exchange 2: loss and gradient leave each client (judge)" in words(capsys, "list methods")[1]
