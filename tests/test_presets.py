@@ -112,6 +112,12 @@ def test_a_table_may_be_named_by_its_number():
     assert load("coprefl-pacs", "smoke", ["published.table=24"]).published.table == "24"
 
 
+def test_selection_may_be_a_word():
+    assert load("coprefl-table1a", "smoke", ["selection=paper"]).selection.rule == "paper"
+    with pytest.raises(ValueError, match=r"\[selection\] rule: Input should be 'validation' or 'paper'"):
+        load("coprefl-table1a", "smoke", ["selection=papers"])
+
+
 def test_server_steps_without_examples_at_the_server_are_refused_before_anything_runs(tmp_path):
     study = load(write(tmp_path) / "base.toml", None, ["pretraining.plan.server_steps=2"])
     with pytest.raises(ValueError, match="fedprox: pre-training: the server has 0 examples of its own, 1 are needed"):

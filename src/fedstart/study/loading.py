@@ -176,6 +176,8 @@ def _sets(changes: Mapping[str, Any], path: str) -> bool:
 
 def _study(raw: Mapping[str, Any], where: str) -> Study:
     built: dict[str, Any] = dict(raw)
+    if isinstance(raw.get("selection"), str):
+        raw = {**raw, "selection": {"rule": raw["selection"]}}
     for name, cls in _TABLES.items():
         if name in raw:
             built[name] = table(cls, _nested(name, raw[name], where), f"{where} [{name}]")
