@@ -4,7 +4,7 @@
 
 Twenty clients, five local epochs, batches of 32, images of 32 x 32 made at random (what is on them takes no
 time). Each method runs in a process of its own, so that its memory is its own; ratios are to fedavg, which always runs.
-Prints the table of docs/cost.md.
+Prints the table of docs/cost.md, and by torch's counter how many operations a gradient and a Hessian product take.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedstart import names
 from fedstart.data.federation import Examples, Federation, Positions
@@ -61,11 +63,16 @@ def federation(clients: int, examples: int) -> Federation:
     return Federation("random", data, parts, tuple(range(CLASSES)), np.arange(clients * examples, count))
 
 
+def network(options: argparse.Namespace) -> Model:
+    """The model that was asked for."""
+    return Model(load_architecture(options.model, SETTINGS.get(options.model, {})), (3, 32, 32), CLASSES)
+
+
 def measure(name: str, options: argparse.Namespace) -> None:
     """Runs one method in this process and prints what it took as JSON."""
     method, settings = METHODS[name]
     algorithm = names.build(names.discover("fedstart.algorithms")[method], settings, method)
-    model = Model(load_architecture(options.model, SETTINGS.get(options.model, {})), (3, 32, 32), CLASSES)
+    model = network(options)
     plan = Plan(rounds=options.rounds, local_epochs=5, batch_size=32, lr=0.001)
     data, seconds, cost = federation(options.clients, options.examples), [], Cost()
     weights = model.init(0)
@@ -78,6 +85,21 @@ def measure(name: str, options: argparse.Namespace) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model_bytes = sum(tensor.nbytes for tensor in weights.values())
     print(json.dumps({"seconds": seconds, "before": before, "peak": peak, "model": model_bytes, **asdict(cost)}))
+
+
+def operations(model: Model) -> tuple[float, float]:
+    """Floating point operations of a gradient and of a product with the Hessian, per example."""
+    module, images = model.module(), torch.zeros(2, 3, 32, 32)
+    parameters = list(module.parameters())
+    counts = []
+    for again in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            loss = cross_entropy(module(images), torch.tensor([0, 1]))
+            gradient = torch.autograd.grad(loss, parameters, create_graph=again)
+            if again:
+                torch.autograd.grad(gradient, parameters, [torch.ones_like(one) for one in gradient])
+        counts.append(counter.get_total_flops() / len(images))
+    return counts[0], counts[1]
 
 
 def main() -> None:
@@ -113,6 +135,8 @@ def main() -> None:
             f"| {name} | {seconds[name]:.2f} | {seconds[name] / seconds['fedavg']:.2f} | {above / 1e6:.0f} | "
             f"{above / one['model']:.1f} | {one['exchanges']} | {one['examples']:,} | {one['backward']:,} |"
         )
+    gradient, product = operations(network(options))
+    print(f"\nGFLOP an example: gradient {gradient / 1e9:.2f}, Hessian product {product / 1e9:.2f}")
 
 
 if __name__ == "__main__":

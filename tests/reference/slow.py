@@ -108,6 +108,32 @@ def traced_training(
     return w
 
 
+def adaptive_server(
+    model: Model,
+    federation: Federation,
+    plan: Plan,
+    x: Weights,
+    server_lr: float,
+    beta1: float,
+    tau: float,
+    second: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> tuple[Weights, Weights, Weights]:
+    """Algorithm 2 of Reddi et al. 2021, its `v <- second(v, d)` in three versions: x, m and v at the end."""
+    m = {name: torch.zeros_like(tensor) for name, tensor in x.items()}
+    v = {name: torch.full_like(tensor, tau * tau) for name, tensor in x.items()}
+    for t in range(1, plan.rounds + 1):
+        sampled, delta = cohort(federation, plan, t), {}
+        for i in sampled:
+            trained = local_training(model, federation, plan, t, i, x, federation.positions("train", i))
+            delta[i] = {name: trained[name] - x[name] for name in x}
+        for name in x:
+            d = sum(delta[i][name] for i in sampled) / len(sampled)
+            m[name] = beta1 * m[name] + (1 - beta1) * d
+            v[name] = second(v[name], d)
+        x = {name: x[name] + server_lr * m[name] / (torch.sqrt(v[name]) + tau) for name in x}
+    return x, m, v
+
+
 def support_and_query(federation: Federation, plan: Plan, number: int, client: int) -> tuple[np.ndarray, np.ndarray]:
     """The round's division of a client's training examples."""
     train = federation.positions("train", client)

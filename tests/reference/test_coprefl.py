@@ -16,6 +16,7 @@ from fedstart.engines.local import LocalEngine
 from fedstart.training import draw, train
 from fedstart.types import State
 from reference import slow
+from reference.engine import final
 
 
 def with_server(federation):
@@ -72,12 +73,6 @@ def reference(model, federation, plan, weights, algorithm):
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         weights = {name: temporary[name] - a.meta_lr * gradients[name] for name in temporary}
     return weights
-
-
-def final(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last.state.weights
 
 
 @pytest.mark.parametrize("order", [1, 2])

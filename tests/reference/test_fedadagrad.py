@@ -11,32 +11,16 @@ import torch
 from fedstart import tree
 from fedstart.algorithms.fedadagrad import FedAdagrad
 from fedstart.algorithms.reptile import Reptile
-from fedstart.engines.local import LocalEngine
-from fedstart.training import train
 from fedstart.types import State
 from reference import slow
+from reference.engine import last_round
 
 
 def reference(model, federation, plan, x, server_lr, beta1, tau):
-    m = {name: torch.zeros_like(tensor) for name, tensor in x.items()}
-    v = {name: torch.full_like(tensor, tau * tau) for name, tensor in x.items()}
-    for t in range(1, plan.rounds + 1):
-        sampled, delta = slow.cohort(federation, plan, t), {}
-        for i in sampled:
-            trained = slow.local_training(model, federation, plan, t, i, x, federation.positions("train", i))
-            delta[i] = {name: trained[name] - x[name] for name in x}
-        for name in x:
-            d = sum(delta[i][name] for i in sampled) / len(sampled)
-            m[name] = beta1 * m[name] + (1 - beta1) * d
-            v[name] = v[name] + d * d
-        x = {name: x[name] + server_lr * m[name] / (torch.sqrt(v[name]) + tau) for name in x}
-    return x, m, v
+    def second(v, d):
+        return v + d * d
 
-
-def last_round(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last
+    return slow.adaptive_server(model, federation, plan, x, server_lr, beta1, tau, second)
 
 
 @pytest.mark.parametrize("tau", [0.003, 0.05])

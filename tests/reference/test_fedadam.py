@@ -11,31 +11,15 @@ import torch
 from fedstart import tree
 from fedstart.algorithms.fedadam import FedAdam
 from fedstart.algorithms.reptile import Reptile
-from fedstart.engines.local import LocalEngine
-from fedstart.training import train
 from reference import slow
+from reference.engine import last_round
 
 
 def reference(model, federation, plan, x, server_lr, beta1, beta2, tau):
-    m = {name: torch.zeros_like(tensor) for name, tensor in x.items()}
-    v = {name: torch.full_like(tensor, tau * tau) for name, tensor in x.items()}
-    for t in range(1, plan.rounds + 1):
-        sampled, delta = slow.cohort(federation, plan, t), {}
-        for i in sampled:
-            trained = slow.local_training(model, federation, plan, t, i, x, federation.positions("train", i))
-            delta[i] = {name: trained[name] - x[name] for name in x}
-        for name in x:
-            d = sum(delta[i][name] for i in sampled) / len(sampled)
-            m[name] = beta1 * m[name] + (1 - beta1) * d
-            v[name] = beta2 * v[name] + (1 - beta2) * d * d
-        x = {name: x[name] + server_lr * m[name] / (torch.sqrt(v[name]) + tau) for name in x}
-    return x, m, v
+    def second(v, d):
+        return beta2 * v + (1 - beta2) * d * d
 
-
-def last_round(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last
+    return slow.adaptive_server(model, federation, plan, x, server_lr, beta1, tau, second)
 
 
 @pytest.mark.parametrize("tau", [0.003, 0.05])

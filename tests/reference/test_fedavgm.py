@@ -9,10 +9,9 @@ import torch
 from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.algorithms.fedavgm import FedAvgM
-from fedstart.engines.local import LocalEngine
-from fedstart.training import train
 from fedstart.types import State
 from reference import slow
+from reference.engine import last_round
 
 
 def reference(model, federation, plan, w, momentum, server_lr):
@@ -28,12 +27,6 @@ def reference(model, federation, plan, w, momentum, server_lr):
         v = {name: momentum * v[name] + delta[name] for name in w}
         w = {name: w[name] - server_lr * v[name] for name in w}
     return w, v
-
-
-def last_round(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last
 
 
 def test_equals_the_literal_loop(model, federation, weights, plan):

@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 from fedstart import tree
 from fedstart.algorithms.fedmeta import FedMeta
 from fedstart.engines.local import LocalEngine
-from fedstart.training import draw, train
+from fedstart.training import draw
 from fedstart.types import State
 from reference import slow
+from reference.engine import final
 
 
 def query_loss(model, federation, plan, t, j, w):
@@ -40,12 +41,6 @@ def reference(model, federation, plan, w, meta_lr, order):
         g = [client_gradient(model, federation, plan, t, j, w, order) for j in members]
         w = {name: w[name] - meta_lr / len(members) * sum(one[name] for one in g) for name in w}
     return w
-
-
-def final(method, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(method, model, federation, plan, weights, engine)
-    return last.state.weights
 
 
 @pytest.mark.parametrize("order", [1, 2])

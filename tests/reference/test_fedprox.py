@@ -7,9 +7,8 @@ from dataclasses import replace
 from fedstart import tree
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.algorithms.fedprox import FedProx
-from fedstart.engines.local import LocalEngine
-from fedstart.training import train
 from reference import slow
+from reference.engine import final
 
 
 def reference(model, federation, plan, weights, mu):
@@ -27,12 +26,6 @@ def reference(model, federation, plan, weights, mu):
         share = {k: len(federation.positions("train", k)) / n for k in members}
         weights = {name: sum(share[k] * trained[k][name] for k in members) for name in weights}
     return weights
-
-
-def final(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last.state.weights
 
 
 def test_equals_the_literal_loop(model, federation, weights, plan):

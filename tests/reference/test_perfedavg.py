@@ -10,9 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.algorithms.perfedavg import PerFedAvg
-from fedstart.engines.local import LocalEngine
-from fedstart.training import train
 from reference import slow
+from reference.engine import last_round
 
 
 def hessian_product(model, federation, w, positions, v):
@@ -48,16 +47,10 @@ def reference(model, federation, plan, w, alpha, curvature):
     return w
 
 
-def final(method, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(method, model, federation, plan, weights, engine)
-    return last
-
-
 def test_first_order_equals_the_literal_loop(model, federation, weights, plan):
     plan = replace(plan, rounds=3)
     nothing = reference(model, federation, plan, weights, 0.3, lambda w, _, v: {name: 0 * t for name, t in w.items()})
-    slow.assert_close(final(PerFedAvg(alpha=0.3), model, federation, plan, weights).state.weights, nothing)
+    slow.assert_close(last_round(PerFedAvg(alpha=0.3), model, federation, plan, weights).state.weights, nothing)
 
 
 def test_hessian_free_equals_the_literal_loop(model, federation, weights, plan):
@@ -71,7 +64,7 @@ def test_hessian_free_equals_the_literal_loop(model, federation, weights, plan):
         return {name: (ahead[name] - behind[name]) / (2 * delta) for name in w}
 
     expected = reference(model, federation, plan, weights, 0.3, differences)
-    found = final(PerFedAvg(alpha=0.3, variant="HF", delta=delta), model, federation, plan, weights)
+    found = last_round(PerFedAvg(alpha=0.3, variant="HF", delta=delta), model, federation, plan, weights)
     slow.assert_close(found.state.weights, expected, relative=1e-8)
 
 
@@ -84,16 +77,16 @@ def test_hessian_free_approaches_the_exact_hessian(model, federation, weights, p
         0.3,
         lambda w, positions, v: hessian_product(model, federation, w, positions, v),
     )
-    found = final(PerFedAvg(alpha=0.3, variant="HF", delta=1e-4), model, federation, plan, weights)
+    found = last_round(PerFedAvg(alpha=0.3, variant="HF", delta=1e-4), model, federation, plan, weights)
     slow.assert_close(found.state.weights, expected, relative=1e-4)
     with pytest.raises(AssertionError):
-        first_order = final(PerFedAvg(alpha=0.3), model, federation, plan, weights)
+        first_order = last_round(PerFedAvg(alpha=0.3), model, federation, plan, weights)
         slow.assert_close(first_order.state.weights, expected, relative=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["FO", "HF"])
 def test_alpha_zero_is_fedavg(model, federation, weights, plan, variant):
-    found = final(PerFedAvg(alpha=0.0, variant=variant), model, federation, plan, weights)
-    plain = final(FedAvg(), model, federation, plan, weights)
+    found = last_round(PerFedAvg(alpha=0.0, variant=variant), model, federation, plan, weights)
+    plain = last_round(FedAvg(), model, federation, plan, weights)
     slow.assert_close(found.state.weights, plain.state.weights)
     assert found.cost.backward == {"FO": 2, "HF": 4}[variant] * plain.cost.backward

@@ -14,6 +14,7 @@ from fedstart.engines.local import LocalEngine
 from fedstart.training import draw, train
 from fedstart.types import State
 from reference import slow
+from reference.engine import final
 
 
 def reference(model, federation, plan, w, q):
@@ -30,12 +31,6 @@ def reference(model, federation, plan, w, q):
             h[k] = q * loss ** (q - 1) * square + lipschitz * loss**q
         w = {name: w[name] - sum(d[name] for d in delta.values()) / sum(h.values()) for name in w}
     return w
-
-
-def final(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last.state.weights
 
 
 @pytest.mark.parametrize("q", [0.0, 0.4, 2.0, 5.0])

@@ -13,6 +13,7 @@ from fedstart.data.federation import Positions
 from fedstart.engines.local import LocalEngine
 from fedstart.training import train
 from reference import slow
+from reference.engine import final
 
 
 def reference(model, federation, plan, phi, step_size):
@@ -21,12 +22,6 @@ def reference(model, federation, plan, phi, step_size):
         w = [slow.local_training(model, federation, plan, t, k, phi, federation.positions("train", k)) for k in tasks]
         phi = {name: phi[name] + step_size / len(w) * sum(one[name] - phi[name] for one in w) for name in phi}
     return phi
-
-
-def final(algorithm, model, federation, plan, weights):
-    with LocalEngine() as engine:
-        *_, last = train(algorithm, model, federation, plan, weights, engine)
-    return last.state.weights
 
 
 def test_equals_the_literal_loop(model, federation, weights, plan):

@@ -68,8 +68,9 @@ class LocalClient:
         batches = self._minibatches(part)
         total = torch.zeros((), dtype=torch.float64)
         for step in range(len(batches)):
+            positions = batches.at(step)
             if direction is None:
-                loss, gradients = self._slope(batches.at(step))
+                loss, gradients = self._slope(positions)
             else:
                 loss, gradients = self._directed(direction, batches, step)
             with torch.no_grad():
@@ -77,8 +78,8 @@ class LocalClient:
                 if plan.clip is not None:
                     gradients = descent.clip(gradients, plan.clip)
                 descent.update(parameters, gradients, memory, plan, step + 1)
-            total += loss * len(batches.at(step))
-            self.loss_count += len(batches.at(step))
+            total += loss * len(positions)
+            self.loss_count += len(positions)
         self.loss_sum += float(total)
         return self.replica.read()
 
