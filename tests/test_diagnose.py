@@ -242,7 +242,7 @@ def test_starts_get_the_shortest_names_that_tell_them_apart() -> None:
 
 
 def test_probes_are_listed_without_importing_them() -> None:
-    assert _diagnose.listed() == tuple(names.discover("fedstart.probes"))
+    assert names.listed(_diagnose.PROBES) == tuple(names.discover("fedstart.probes"))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,14 +103,6 @@ def run(request: Request, screen: Screen) -> None:
     screen.show(*_shown(found, set(probes)), f"Report: {page}")
 
 
-def listed() -> tuple[str, ...]:
-    """The names of all probes, without importing one."""
-    home = importlib.util.find_spec(PROBES)
-    assert home is not None
-    files = pkgutil.iter_modules(home.submodule_search_locations)
-    return tuple(sorted(info.name for info in files if not info.name.startswith("_")))
-
-
 def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Starts and settings: a path with a `=` in it needs a `/` before."""
     settings = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
@@ -127,7 +117,7 @@ def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _chosen(text: str | None, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The probes to measure, each with the settings that `probe.NAME.KEY=VALUE` words give it."""
-    known = listed()
+    known = names.listed(PROBES)
     wanted = known if text is None else tuple(dict.fromkeys(piece.strip() for piece in text.split(",")))
     for name in wanted:
         if name not in known:

@@ -14,13 +14,11 @@ from fedstart import names
 from fedstart.cli._output import Screen
 
 KINDS = ("methods", "starts", "models", "data", "partitions", "studies", "experiments", "probes")
-
-
-EXPERIMENTS = "fedstart.lab.experiments"
 PACKAGES = {
     "methods": "fedstart.algorithms",
     "starts": "fedstart.starts",
     "models": "fedstart.models",
+    "experiments": "fedstart.lab.experiments",
     "probes": "fedstart.probes",
 }
 
@@ -45,7 +43,7 @@ def entries(kind: str) -> list[dict[str, Any]]:
     if kind == "experiments":
         from fedstart.cli import _lab
 
-        found = names.discover(EXPERIMENTS)
+        found = _table(kind)
         return [_entry(name, _about(cls), [s._asdict() for s in _lab.settings(cls)]) for name, cls in found.items()]
     if kind == "methods":
         from fedstart.engines.exchanges import leaving
@@ -96,7 +94,7 @@ def show(kind: str | None, screen: Screen) -> None:
 def _names(kind: str) -> Sequence[str]:
     """Names alone: experiments and probes need torch, which takes more than a second to import."""
     if kind in ("experiments", "probes"):
-        return names.listed({"experiments": EXPERIMENTS, **PACKAGES}[kind])
+        return names.listed(PACKAGES[kind])
     return [entry["name"] for entry in entries(kind)]
 
 

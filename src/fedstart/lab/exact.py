@@ -151,15 +151,6 @@ class ExactClient:
         places = self.shares.directions.unsqueeze(2).expand(-1, -1, all_directions.shape[2], -1)
         return all_directions.expand(-1, places.shape[1], -1, -1).gather(3, places)
 
-    @property
-    def lr(self) -> Tensor:
-        """eta of each run, shape (B,)."""
-        return self.eta
-
-    def size(self, part: str = "train") -> Tensor:
-        """Examples of each client, shape (B, K)."""
-        return self.shares.sizes
-
     def total_rate(self, part: str = "train") -> Tensor:
         """Sum of the rates of all local steps, shape (B, 1, 1, 1); that of one where a run makes none."""
         return _wide(self.eta * self.steps.clamp(min=1))

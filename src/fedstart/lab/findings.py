@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,6 +73,28 @@ def verdict(held: Iterable[bool]) -> Verdict:
     if not answers:
         return "not tested"
     return "holds" if all(answers) else "holds in part" if any(answers) else "does not hold"
+
+
+def tested(
+    text: str,
+    source: str,
+    status: Status,
+    found: Mapping[str, Contrast],
+    holds: Callable[[Contrast], bool],
+    lead: str = "",
+    digits: int = 3,
+    percent: bool = False,
+) -> Claim:
+    """A claim about each of several conditions, by their names; `lead` says what the differences are."""
+    held = {at: holds(contrast) for at, contrast in found.items()}
+    measured = lead + "; ".join(f"{at}: {shown(contrast, digits, percent)}" for at, contrast in found.items())
+    return Claim(text, source, status, verdict(held.values()), measured, where(held))
+
+
+def where(held: Mapping[str, bool]) -> str:
+    """`holds at A, B; not at C`, or nothing where all agree."""
+    good, bad = ([name for name, answer in held.items() if answer is wanted] for wanted in (True, False))
+    return f"holds at {', '.join(good)}; not at {', '.join(bad)}" if good and bad else ""
 
 
 def fit(

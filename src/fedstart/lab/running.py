@@ -11,12 +11,10 @@ from typing import Any, Protocol
 import filelock
 import torch
 
-from fedstart import __version__, names
+from fedstart import __version__
 from fedstart.engines.allocation import one_torch_thread
 from fedstart.files import cannot, read_json, remove_temporary_files, write_json
 from fedstart.lab.findings import Findings
-
-PACKAGE = "fedstart.lab.experiments"
 
 
 class Progress(Protocol):
@@ -67,11 +65,6 @@ def _run(chosen: Mapping[str, Experiment], place: Path, clock: Path, progress: P
 def settings_of(experiment: Any) -> dict[str, Any]:
     """The settings as JSON holds them."""
     return _listed(asdict(experiment))
-
-
-def experiments() -> dict[str, type]:
-    """Every experiment by name."""
-    return names.discover(PACKAGE)
 
 
 def _about(name: str, experiment: Experiment) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -57,7 +58,10 @@ def in_pieces(geometry: Geometry, work: Callable[..., Result], *rows: Tensor) ->
 
     The same bits for any number of threads.
     """
-    cuts = [slice(begin, begin + PIECE) for begin in range(0, len(geometry), PIECE)]
+    # An even number of equal pieces, so that two cores end together, whatever the number of cores is here.
+    count = 2 * -(-len(geometry) // (2 * PIECE))
+    edges = [len(geometry) * place // count for place in range(count + 1)]
+    cuts = [slice(begin, end) for begin, end in itertools.pairwise(edges) if begin < end]
 
     def quietly(cut: slice) -> Result:
         with torch.inference_mode():
@@ -116,5 +120,13 @@ def outcomes(geometry: Geometry, training: Training, tau: int, sigma_p: float) -
         guess = error.gaussian(piece, learnt, sigma_p) if piece.classes == 2 else torch.full_like(wrong, torch.nan)
         return {**groups(piece, learnt), "error": wrong, "gaussian": guess}
 
-    found = in_pieces(geometry, work)
-    return {name: torch.cat([piece[name] for piece in found]) for name in found[0]}
+    return _joined(in_pieces(geometry, work))
+
+
+def learnt(geometry: Geometry, training: Training, tau: int) -> dict[str, Tensor]:
+    """`groups` after training, without a test."""
+    return _joined(in_pieces(geometry, lambda piece: groups(piece, last(piece, training, tau))))
+
+
+def _joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -77,6 +77,14 @@ class Model:
         """A fresh float32 module on the CPU, in training mode; its values are those of an arbitrary fixed seed."""
         return self._build(0)
 
+    def loaded(self, weights: Weights) -> nn.Module:
+        """A fresh module with a copy of these weights, in evaluation mode, of the widest of their types."""
+        types = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
+        module = self.module().to(functools.reduce(torch.promote_types, types) if types else torch.float32)
+        # Not strict: a tied parameter stands in the weights once.
+        module.load_state_dict(weights, strict=False)
+        return module.eval()
+
     def init(self, seed: int) -> Weights:
         """Initial weights, the same bits for the same seed; torch's default generator is left as it was."""
         return _state(self._build(keys.number(seed, "init")))

@@ -40,7 +40,7 @@ def renormalise(
     model.check(weights)
     given = {**_base(model), "to": to, "groups": groups}
     new = Model(load_architecture("renormalised", given, "renormalise to"), model.shape, model.classes)
-    module = _loaded(model, weights)
+    module = model.loaded(weights)
     if not keep_affine:
         with torch.no_grad():
             for norm in norms(module).values():
@@ -86,7 +86,7 @@ def calibrated(
     shapes = {original.shape, *(tuple(batch.shape[1:]) for batch in inputs)} - {model.shape}
     if shapes:
         raise ValueError(f"the original and all inputs must have the model's shape {model.shape}, got {shapes.pop()}")
-    before, after = _loaded(original, original_weights), _loaded(model, weights)
+    before, after = original.loaded(original_weights), model.loaded(weights)
     teachers = {n: part for n, part in before.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     grouped = [
         n for n, part in after.named_modules() if isinstance(part, nn.GroupNorm) and part.affine and n in teachers
@@ -229,15 +229,6 @@ def _run(module: nn.Module, inputs: Tensor) -> None:
 def _keeps_statistics(part: nn.Module) -> bool:
     kinds = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm)
     return isinstance(part, kinds) and part.running_mean is not None
-
-
-def _loaded(model: Model, weights: Weights) -> nn.Module:
-    """A module of its own with these weights, in evaluation mode, of the widest of their types."""
-    types = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
-    module = model.module().to(functools.reduce(torch.promote_types, types))
-    # Not strict: a tied parameter stands in the weights once.
-    module.load_state_dict(weights, strict=False)
-    return module.eval()
 
 
 def _base(model: Model) -> dict[str, Any]:

@@ -102,9 +102,7 @@ def watch(model: Model, weights: Weights, sample: Federation, batches: Sequence[
     a module made for this.
     """
     dtype = dtype_of(weights)
-    module = model.module().to(dtype).eval()
-    # Tied parameters have one name in the weights and several in the module.
-    module.load_state_dict(weights, strict=False)
+    module = model.loaded(weights)
     for part in module.modules():
         if isinstance(part, RECTIFIERS):
             part.inplace = False

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedstart import keys
 from fedstart.data.federation import Federation
+from fedstart.engines.replica import dtype_of
 from fedstart.models import Model
 from fedstart.probes._subject import Subject
 from fedstart.types import Weights
@@ -33,10 +34,8 @@ def responses(subject: Subject, weights: Weights, examples: int) -> dict[str, Te
     Examples are drawn from all clients' training examples, the same for every call with the same plan's seed, as
     balanced over the classes as there are any. The network is in evaluation mode.
     """
-    dtype = next(iter(weights.values())).dtype
-    module = subject.model.module().to(dtype)
-    module.load_state_dict(weights, strict=False)
-    module.eval()
+    dtype = dtype_of(weights)
+    module = subject.model.loaded(weights)
     names = filter_layers(subject.model)
     parts = dict(module.named_modules())
     seen: dict[str, Tensor] = {}

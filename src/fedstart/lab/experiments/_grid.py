@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Protocol
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab.geometry import Geometry
 from fedstart.lab.heterogeneity import allocate
 from fedstart.lab.runs import Training, outcomes
-from fedstart.lab.starts import Pretraining, pretrained, turned
+from fedstart.lab.starts import Pretraining, pretrained, random, turned
 from fedstart.lab.world import World, samples
 
 Seeds = Annotated[int, Field(ge=1, description="seeds 0, 1, ...: data, noise and initial filters are drawn anew")]
@@ -58,23 +58,38 @@ def pretrained_starts(
 
 
 def measured(conditions: Sequence[Geometry], training: Training, tau: int, sigma_p: float) -> list[Columns]:
-    """What training makes of several conditions of equally many seeds, in one go; in their order."""
-    found = outcomes(Geometry.stack(conditions), training, tau, sigma_p)
-    cuts = [len(condition) for condition in conditions]
-    pieces = {name: values.split(cuts) for name, values in found.items()}
+    """What training makes of several conditions, in one go; in their order."""
+    return told_apart(conditions, outcomes(Geometry.stack(conditions), training, tau, sigma_p))
+
+
+def told_apart(conditions: Sequence[Geometry], found: Columns) -> list[Columns]:
+    """Quantities of all runs, shape (runs,), as those of each condition, shape (seeds,)."""
+    pieces = {name: values.split([len(condition) for condition in conditions]) for name, values in found.items()}
     return [{name: values[place] for name, values in pieces.items()} for place in range(len(conditions))]
 
 
-def where(held: Mapping[str, bool]) -> str:
-    """`holds at A, B; not at C`, or nothing where all agree."""
-    good, bad = ([name for name, answer in held.items() if answer is wanted] for wanted in (True, False))
-    return f"holds at {', '.join(good)}; not at {', '.join(bad)}" if good and bad else ""
+def starts(
+    world: World, seeds: Sequence[int], cosines: Sequence[float], settings: Pretraining
+) -> dict[float | None, list[Tensor]]:
+    """Filters (F, d) of each seed: at random (None), and pre-trained at each cosine."""
+    scratch: dict[float | None, list[Tensor]] = {None: [random(world, seed) for seed in seeds]}
+    return scratch | pretrained_starts(world, seeds, cosines, settings)
+
+
+def start_name(cosine: float | None) -> str:
+    """`random` or `pre-trained`."""
+    return "random" if cosine is None else "pre-trained"
 
 
 def swept(
-    progress: Progress, name: str, taus: Sequence[int], work: Callable[[int], list[Columns]]
+    progress: Progress,
+    name: str,
+    conditions: Sequence[Geometry],
+    training: Training,
+    taus: Sequence[int],
+    sigma_p: float,
 ) -> Iterator[tuple[int, list[Columns]]]:
-    """What `work(tau)` gives for each tau, counted on the bar."""
+    """What training makes of the conditions at each tau, counted on the bar."""
     for tau in taus:
-        yield tau, work(tau)
+        yield tau, measured(conditions, training, tau, sigma_p)
         progress.advance(f"{name}, tau = {tau}")

@@ -12,9 +12,9 @@ from fedstart.algorithms.feddyn import FedDyn
 from fedstart.algorithms.fedprox import FedProx
 from fedstart.algorithms.scaffold import Scaffold
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, Row, above, difference, shown, verdict
+from fedstart.lab.findings import Claim, Findings, Row, above, difference, shown, tested, verdict, where
 from fedstart.lab.runs import Training, statistics
-from fedstart.lab.starts import Pretraining, random
+from fedstart.lab.starts import Pretraining
 from fedstart.lab.world import World
 from fedstart.types import STRICT
 
@@ -44,19 +44,15 @@ class Algorithms:
         methods = self._methods()
         progress.total(len(methods) * len(self.taus))
         seeds = range(self.seeds)
-        starts: dict[float | None, list] = {None: [random(self.world, seed) for seed in seeds]}
-        starts |= grid.pretrained_starts(self.world, seeds, (self.cosine,), self.pretraining)
+        starts = grid.starts(self.world, seeds, (self.cosine,), self.pretraining)
         places: list[Place] = [(cosine, h) for cosine in starts for h in self.hs]
         conditions = [grid.geometry(self.world, seeds, starts[cosine], h) for cosine, h in places]
         found: Found = {}
         for name, method in methods.items():
             training = Training(method, self.eta, self.steps, self.draws)
-            for tau in self.taus:
-                for place, columns in zip(
-                    places, grid.measured(conditions, training, tau, self.world.sigma_p), strict=True
-                ):
-                    found[name, place, tau] = columns
-                progress.advance(f"algorithms, {name}, tau = {tau}")
+            about = f"algorithms, {name}"
+            for tau, columns in grid.swept(progress, about, conditions, training, self.taus, self.world.sigma_p):
+                found |= {(name, place, tau): column for place, column in zip(places, columns, strict=True)}
         rows = [_row(name, place, tau, columns) for (name, place, tau), columns in found.items()]
         title = "What methods against drift do to misaligned filters"
         question = "Do FedProx, SCAFFOLD and FedDyn raise the signal learning of misaligned filters?"
@@ -76,8 +72,7 @@ class Algorithms:
 
 def _row(name: str, place: Place, tau: int, columns: grid.Columns) -> Row:
     names = ("signal_aligned", "signal_misaligned", "factor", "noise", "error")
-    start = "random" if place[0] is None else "pre-trained"
-    about = {"algorithm": name, "start": start, "cosine": place[0], "h": place[1], "tau": tau}
+    about = {"algorithm": name, "start": grid.start_name(place[0]), "cosine": place[0], "h": place[1], "tau": tau}
     return about | statistics({key: columns[key] for key in names})
 
 
@@ -93,19 +88,18 @@ def _raises(found: Found, name: str, place: Place, taus: tuple[int, ...]) -> Cla
         verdict(above(f) for f in factors.values()),
         "Gamma misaligned / aligned, less that of FedAvg: "
         + "; ".join(f"tau = {tau}: {shown(f)} (test error {shown(errors[tau], 4)})" for tau, f in factors.items()),
-        grid.where({f"tau = {tau}": above(f) for tau, f in factors.items()}),
+        where({f"tau = {tau}": above(f) for tau, f in factors.items()}),
     )
 
 
 def _matters(found: Found, place: Place, tau: int) -> Claim:
     names = [name for name, where, steps in found if where == place and steps == tau and name != "FedAvg"]
-    gains = {name: difference(found["FedAvg", place, tau]["error"], found[name, place, tau]["error"]) for name in names}
-    return Claim(
+    return tested(
         f"from a start pre-trained at cosine {place[0]:g} no such method improves on FedAvg (h = {place[1]:g})",
         "open question 3",
         "ours",
-        verdict(not above(f) for f in gains.values()),
-        f"test error of FedAvg less the method's, tau = {tau}: "
-        + "; ".join(f"{name}: {shown(f, 4)}" for name, f in gains.items()),
-        grid.where({name: not above(f) for name, f in gains.items()}),
+        {name: difference(found["FedAvg", place, tau]["error"], found[name, place, tau]["error"]) for name in names},
+        lambda contrast: not above(contrast),
+        f"test error of FedAvg less the method's, tau = {tau}: ",
+        digits=4,
     )

@@ -11,9 +11,22 @@ from pydantic.dataclasses import dataclass
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab import predictions
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, Row, above, below, difference, fit, relative, shown, verdict
+from fedstart.lab.findings import (
+    Claim,
+    Findings,
+    Row,
+    above,
+    below,
+    difference,
+    fit,
+    relative,
+    shown,
+    tested,
+    verdict,
+    where,
+)
 from fedstart.lab.runs import Training, statistics
-from fedstart.lab.starts import Pretraining, random
+from fedstart.lab.starts import Pretraining
 from fedstart.lab.world import World
 from fedstart.types import STRICT
 
@@ -50,10 +63,9 @@ class Classes:
         for number in self.numbers:
             world = replace(self.world, classes=number, K=number, N=self.size)
             places, conditions = self._conditions(world)
-            for tau in self.taus:
-                measured = grid.measured(conditions, training, tau, world.sigma_p)
+            about = f"{number} classes"
+            for tau, measured in grid.swept(progress, about, conditions, training, self.taus, world.sigma_p):
                 found |= {(place, tau): columns for place, columns in zip(places, measured, strict=True)}
-                progress.advance(f"{number} classes, tau = {tau}")
         rows = [_row(place, tau, columns) for (place, tau), columns in found.items()]
         scratch = [row for row in rows if row["start"] == "random"]
         about = ("half of the filters", "1/2", "symmetry", "inferred")
@@ -64,8 +76,7 @@ class Classes:
 
     def _conditions(self, world: World) -> tuple[list[Place], list]:
         seeds = range(self.seeds)
-        starts: dict[float | None, list] = {None: [random(world, seed) for seed in seeds]}
-        starts |= grid.pretrained_starts(world, seeds, (self.cosine,), self.pretraining)
+        starts = grid.starts(world, seeds, (self.cosine,), self.pretraining)
         places: list[Place] = [(world.classes, cosine, h) for cosine in starts for h in self.hs]
         return places, [grid.geometry(world, seeds, starts[cosine], h) for _, cosine, h in places]
 
@@ -87,15 +98,14 @@ class Classes:
             + "; ".join(
                 f"{n} classes: share {shown(share[n])}, rise of test error {shown(rise[n], 4)}" for n in self.numbers
             ),
-            grid.where({f"{n} classes": above(share[n]) and above(rise[n]) for n in self.numbers}),
+            where({f"{n} classes": above(share[n]) and above(rise[n]) for n in self.numbers}),
         )
 
 
 def _row(place: Place, tau: int, columns: grid.Columns) -> Row:
     number, cosine, h = place
     names = ("misaligned", "signal_aligned", "signal_misaligned", "factor", "noise", "error")
-    start = "random" if cosine is None else "pre-trained"
-    about = {"classes": number, "start": start, "cosine": cosine, "h": h, "tau": tau}
+    about = {"classes": number, "start": grid.start_name(cosine), "cosine": cosine, "h": h, "tau": tau}
     return about | statistics({name: columns[name] for name in names})
 
 
@@ -107,12 +117,12 @@ def _falls(found: Found, numbers: tuple[int, ...], hs: tuple[float, ...], taus: 
         )
         for number in numbers
     }
-    return Claim(
+    return tested(
         f"heterogeneity lowers Gamma of misaligned filters more than that of aligned ones (tau = {longest})",
         "open question 2",
         "ours",
-        verdict(below(f) for f in factors.values() if len(hs) > 1),
-        f"Gamma misaligned / aligned, change from h = {max(hs):g} to h = {min(hs):g}: "
-        + "; ".join(f"{number} classes: {shown(f, percent=True)}" for number, f in factors.items()),
-        grid.where({f"{number} classes": below(f) for number, f in factors.items()}),
+        {f"{number} classes": factor for number, factor in factors.items()} if len(hs) > 1 else {},
+        below,
+        f"Gamma misaligned / aligned, change from h = {max(hs):g} to h = {min(hs):g}: ",
+        percent=True,
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from pydantic.dataclasses import dataclass
 
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab import predictions
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, above, alike, below, difference, fit, relative, shown, verdict
+from fedstart.lab.findings import Claim, Findings, above, alike, below, difference, fit, relative, tested
+from fedstart.lab.geometry import Geometry
 from fedstart.lab.heterogeneity import allocate, mixed_share
-from fedstart.lab.runs import Training, statistics
+from fedstart.lab.runs import Training, learnt, statistics
 from fedstart.lab.starts import random
 from fedstart.lab.world import World, samples
+from fedstart.scores import Contrast
 from fedstart.types import STRICT
 
 Found = dict[tuple[float, int], grid.Columns]
@@ -36,16 +42,15 @@ class Heterogeneity:
         starts = [random(self.world, seed) for seed in seeds]
         conditions = [grid.geometry(self.world, seeds, starts, h) for h in self.hs]
 
-        def sweep(name: str, rounds: int | None) -> Found:
-            return {
-                (h, tau): columns
-                for tau, found in grid.swept(
-                    progress, name, self.taus, lambda tau: self._trained(conditions, tau, rounds)
-                )
-                for h, columns in zip(self.hs, found, strict=True)
-            }
-
-        found, first = sweep("heterogeneity", None), sweep("first round", 1)
+        training = Training(FedAvg(), self.eta, self.steps, self.draws)
+        found: Found = {}
+        for tau, trained in grid.swept(progress, "heterogeneity", conditions, training, self.taus, self.world.sigma_p):
+            found |= {(h, tau): columns for h, columns in zip(self.hs, trained, strict=True)}
+        first: Found = {}
+        for tau in self.taus:
+            trained = grid.told_apart(conditions, learnt(Geometry.stack(conditions), replace(training, steps=tau), tau))
+            first |= {(h, tau): columns for h, columns in zip(self.hs, trained, strict=True)}
+            progress.advance(f"first round, tau = {tau}")
         rows = [row for key, columns in found.items() for row in _rows(*key, columns)]
         mixed = {h: self._mixed(h) for h in self.hs}
         early = [
@@ -72,11 +77,6 @@ class Heterogeneity:
         labels = samples(self.world, 0).labels
         return mixed_share(labels, allocate(labels, self.world.K, h))
 
-    def _trained(self, conditions: list, tau: int, rounds: int | None) -> list[grid.Columns]:
-        steps = self.steps if rounds is None else rounds * tau
-        training = Training(FedAvg(), self.eta, steps, self.draws)
-        return grid.measured(conditions, training, tau, self.world.sigma_p)
-
 
 def _rows(h: float, tau: int, columns: grid.Columns) -> list[dict]:
     common = {"factor": columns["factor"], "error": columns["error"]}
@@ -99,49 +99,54 @@ def _claims(found: Found, hs: tuple[float, ...], taus: tuple[int, ...]) -> list[
         if min(taus) < longest
     }
     factors = {h: relative(found[h, longest]["factor"], found[h, min(taus)]["factor"]) for h in taller}
+    lemma, lost = "lemma on misaligned filters", f"change from h = {best:g} to h = {worst:g} (the same within 10 %): "
     return [
-        Claim(
+        tested(
             f"Gamma of misaligned filters is smaller at h = {worst:g} than at h = {best:g}, where tau > 1",
-            "lemma on misaligned filters",
+            lemma,
             "paper, second-hand",
-            verdict(above(f) for f in falls.values()),
-            f"Gamma at h = {best:g} less that at h = {worst:g}: "
-            + "; ".join(f"tau = {tau}: {shown(f)}" for tau, f in falls.items()),
-            grid.where({f"tau = {tau}": above(f) for tau, f in falls.items()}),
+            named("tau", falls),
+            above,
+            f"Gamma at h = {best:g} less that at h = {worst:g}: ",
         ),
-        Claim(
+        tested(
             f"Gamma of misaligned filters falls with tau (from {min(taus)} to {longest})",
-            "lemma on misaligned filters",
+            lemma,
             "paper, second-hand",
-            verdict(above(f) for f in taller.values()),
-            "fall: " + "; ".join(f"h = {h:g}: {shown(f)}" for h, f in taller.items()),
-            grid.where({f"h = {h:g}": above(f) for h, f in taller.items()}),
+            named("h", taller),
+            above,
+            "fall: ",
         ),
-        Claim(
+        tested(
             f"misaligned filters lose more to tau = {longest} than aligned ones do",
             "mechanism",
             "ours",
-            verdict(below(f) for f in factors.values()),
-            "Gamma misaligned / aligned, relative change: "
-            + "; ".join(f"h = {h:g}: {shown(f, percent=True)}" for h, f in factors.items()),
-            grid.where({f"h = {h:g}": below(f) for h, f in factors.items()}),
+            named("h", factors),
+            below,
+            "Gamma misaligned / aligned, relative change: ",
+            percent=True,
         ),
-        Claim(
+        tested(
             "Gamma of aligned filters does not depend on h",
             "abstract",
             "paper",
-            verdict(alike(f) for f in steady.values()),
-            f"change from h = {best:g} to h = {worst:g} (the same within 10 %): "
-            + "; ".join(f"tau = {tau}: {shown(f, percent=True)}" for tau, f in steady.items()),
-            grid.where({f"tau = {tau}": alike(f) for tau, f in steady.items()}),
+            named("tau", steady),
+            alike,
+            lost,
+            percent=True,
         ),
-        Claim(
+        tested(
             "noise memorisation, sum P-bar, does not depend on h",
-            "lemma on misaligned filters",
+            lemma,
             "paper, second-hand",
-            verdict(alike(f) for f in noise.values()),
-            f"change from h = {best:g} to h = {worst:g} (the same within 10 %): "
-            + "; ".join(f"tau = {tau}: {shown(f, percent=True)}" for tau, f in noise.items()),
-            grid.where({f"tau = {tau}": alike(f) for tau, f in noise.items()}),
+            named("tau", noise),
+            alike,
+            lost,
+            percent=True,
         ),
     ]
+
+
+def named(letter: str, found: Mapping[Any, Contrast]) -> dict[str, Contrast]:
+    """Contrasts by the names of their conditions, such as `tau = 10`."""
+    return {f"{letter} = {value:g}": contrast for value, contrast in found.items()}

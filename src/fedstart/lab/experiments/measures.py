@@ -21,7 +21,7 @@ from fedstart.lab.findings import Claim, Findings, Row, verdict
 from fedstart.lab.geometry import Geometry
 from fedstart.lab.heterogeneity import allocate
 from fedstart.lab.runs import statistics, whole_rounds
-from fedstart.lab.starts import Pretraining, random
+from fedstart.lab.starts import Pretraining
 from fedstart.lab.world import World, as_weights, federation, samples, signals
 from fedstart.probes._subject import Subject
 from fedstart.probes.misalignment import KINDS, Misalignment
@@ -54,8 +54,7 @@ class Measures:
 
     def run(self, progress: grid.Progress) -> Findings:
         """Trains every seed in every case, and judges its filters by every measure against the run's end."""
-        starts: dict[float | None, list[Tensor]] = {None: [random(self.world, seed) for seed in range(self.seeds)]}
-        starts |= grid.pretrained_starts(self.world, range(self.seeds), self.cosines, self.pretraining)
+        starts = grid.starts(self.world, range(self.seeds), self.cosines, self.pretraining)
         cases: list[Case] = [(cosine, h, tau) for cosine in starts for h in self.hs for tau in self.taus]
         progress.total(len(cases))
         rows: list[Row] = []
@@ -111,7 +110,7 @@ def _auroc(wrong: Tensor, probe: Misalignment, subject: Subject) -> float:
 def _rows(case: Case, number: int, judged: list[dict[str, float]]) -> list[Row]:
     cosine, h, tau = case
     about = {
-        "start": "random" if cosine is None else "pre-trained",
+        "start": grid.start_name(cosine),
         "cosine": cosine,
         "h": h,
         "tau": tau,

@@ -8,7 +8,7 @@ from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab.experiments import _grid as grid
 from fedstart.lab.findings import Claim, Findings, Row, alike, relative, verdict
 from fedstart.lab.runs import Training, statistics
-from fedstart.lab.starts import Pretraining, random
+from fedstart.lab.starts import Pretraining
 from fedstart.lab.world import World
 from fedstart.types import STRICT
 
@@ -34,18 +34,16 @@ class Phase:
         """Trains every seed from every start at every h and tau."""
         progress.total(len(self.taus))
         seeds = range(self.seeds)
-        starts: dict[float | None, list] = {None: [random(self.world, seed) for seed in seeds]}
-        starts |= grid.pretrained_starts(self.world, seeds, self.cosines, self.pretraining)
+        starts = grid.starts(self.world, seeds, self.cosines, self.pretraining)
         places: list[Place] = [(cosine, h) for cosine in starts for h in self.hs]
         conditions = [grid.geometry(self.world, seeds, starts[cosine], h) for cosine, h in places]
         training = Training(FedAvg(), self.eta, self.steps, self.draws)
         found: dict[tuple[Place, int], grid.Columns] = {}
-        work = lambda tau: grid.measured(conditions, training, tau, self.world.sigma_p)  # noqa: E731
-        for tau, columns in grid.swept(progress, "phase", self.taus, work):
+        for tau, columns in grid.swept(progress, "phase", conditions, training, self.taus, self.world.sigma_p):
             found |= {(place, tau): column for place, column in zip(places, columns, strict=True)}
         base = {place: found[place, min(self.taus)]["error"] for place in places}
         rows: list[Row] = [
-            {"start": "random" if place[0] is None else "pre-trained", "cosine": place[0], "h": place[1], "tau": tau}
+            {"start": grid.start_name(place[0]), "cosine": place[0], "h": place[1], "tau": tau}
             | statistics({"error": columns["error"], "excess": columns["error"] - base[place]})
             for (place, tau), columns in found.items()
         ]

@@ -14,7 +14,7 @@ from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab import coefficients, error, predictions
 from fedstart.lab.exact import mean_loss
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, Row, above, difference, fit, shown, verdict
+from fedstart.lab.findings import Claim, Findings, Row, above, difference, fit, shown, tested, verdict
 from fedstart.lab.geometry import Geometry
 from fedstart.lab.runs import Training, statistics
 from fedstart.lab.starts import Pretraining as Before
@@ -61,14 +61,13 @@ class Pretraining:
         training = Training(FedAvg(), self.eta, self.steps, self.draws)
         found: dict[tuple[Name, int], grid.Columns] = {}
         rows: list[Row] = []
-        for tau in self.taus:
-            measured = grid.measured(list(conditions.values()), training, tau, self.world.sigma_p)
+        runs = list(conditions.values())
+        for tau, measured in grid.swept(progress, "pretraining", runs, training, self.taus, self.world.sigma_p):
             for name, columns in zip(conditions, measured, strict=True):
                 found[name, tau] = columns = {**columns, **before[name]}
                 about = {"start": name[0], "cosine": name[1], "share": name[2], "h": self.h, "tau": tau}
                 guess = {"predicted_misaligned": guesses.get(name)}
                 rows.append(about | guess | statistics({key: columns[key] for key in SHOWN}))
-            progress.advance(f"pretraining, tau = {tau}")
         first = [row for row in rows if row["tau"] == self.taus[0]]
         about = (
             "share after turning",
@@ -166,14 +165,14 @@ def _claims(found: Found, settings: Pretraining) -> list[Claim]:
             for cosine in cosines
         }
         claims.append(
-            Claim(
+            tested(
                 f"federated pre-training ({settings.federated.clients} clients) is as good a start as centralised",
                 "left open by the paper",
                 "ours",
-                verdict(not above(f) for f in versus.values()),
-                f"test error at tau = {longest}, federated less centralised: "
-                + "; ".join(f"cosine {cosine:g}: {shown(f, 4)}" for cosine, f in versus.items()),
-                grid.where({f"cosine {cosine:g}": not above(f) for cosine, f in versus.items()}),
+                {f"cosine {cosine:g}": contrast for cosine, contrast in versus.items()},
+                lambda contrast: not above(contrast),
+                f"test error at tau = {longest}, federated less centralised: ",
+                digits=4,
             )
         )
     return claims

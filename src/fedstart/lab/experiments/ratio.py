@@ -11,7 +11,7 @@ from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab import coefficients, predictions
 from fedstart.lab.exact import follow
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, Row, below, fit, relative, shown, verdict
+from fedstart.lab.findings import Claim, Findings, Row, below, fit, relative, tested, verdict, where
 from fedstart.lab.geometry import Geometry
 from fedstart.lab.runs import groups, in_pieces, statistics, whole_rounds
 from fedstart.lab.starts import random
@@ -124,13 +124,14 @@ def _claims(ends: dict[tuple[float, int], grid.Columns], rows: list[Row]) -> lis
         path = [row["ratio"] for row in rows if (row["h"], row["tau"], row["group"]) == (h, tau, "aligned")]
         spans[f"h = {h:g}, tau = {tau}"] = max(path) / min(path)
     return [
-        Claim(
+        tested(
             "at the end misaligned filters have a smaller Gamma / sum P-bar than aligned ones",
             "lemma on misaligned filters",
             "paper, second-hand",
-            verdict(below(found) for found in lower.values()),
-            "misaligned against aligned: " + "; ".join(f"{at}: {shown(f, percent=True)}" for at, f in lower.items()),
-            grid.where({at: below(found) for at, found in lower.items()}),
+            lower,
+            below,
+            "misaligned against aligned: ",
+            percent=True,
         ),
         Claim(
             "Gamma / sum P-bar of aligned filters stays of the same size throughout training (within a factor of 2)",
@@ -138,6 +139,6 @@ def _claims(ends: dict[tuple[float, int], grid.Columns], rows: list[Row]) -> lis
             "paper, second-hand",
             verdict(span < 2 for span in spans.values()),
             "largest / smallest mean along the run: " + "; ".join(f"{at}: {span:.2f}" for at, span in spans.items()),
-            grid.where({at: span < 2 for at, span in spans.items()}),
+            where({at: span < 2 for at, span in spans.items()}),
         ),
     ]

@@ -15,7 +15,7 @@ from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab import error
 from fedstart.lab.exact import Moment, follow
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, Row, above, below, proportion, shown, verdict
+from fedstart.lab.findings import Claim, Findings, Row, above, below, proportion, shown, tested, verdict, where
 from fedstart.lab.geometry import Geometry
 from fedstart.lab.runs import Training, in_pieces, outcomes, statistics
 from fedstart.lab.schedules import Adaptive, Constant, Cosine, Step
@@ -142,7 +142,7 @@ class Schedule:
             for name, path in paths.items():
                 own = {key: path[key][self._seeds(at)] for key in ("rounds", "steps", "last")}
                 rows.append(
-                    {"start": "random" if place[0] is None else "pre-trained", "cosine": place[0], "h": place[1]}
+                    {"start": grid.start_name(place[0]), "cosine": place[0], "h": place[1]}
                     | {"schedule": name, "best_constant": best}
                     | {"reached": float((~own["rounds"].isnan()).double().mean())}
                     | statistics({"steps": own["steps"], "error": own["last"]})
@@ -152,7 +152,7 @@ class Schedule:
 
     def _curves(self, places: list[Place], paths: dict[str, Path], looks: list[int]) -> list[Row]:
         return [
-            {"start": "random" if place[0] is None else "pre-trained", "h": place[1], "schedule": name, "round": number}
+            {"start": grid.start_name(place[0]), "h": place[1], "schedule": name, "round": number}
             | {"over": float((paths[name]["tau"][look, self._seeds(at)] == 0).double().mean())}
             | statistics({key: paths[name][key][look, self._seeds(at)] for key in ("error", "tau")})
             for at, place in enumerate(places)
@@ -225,16 +225,16 @@ def _claims(
             "ours",
             verdict(below(f) for f in own.values()),
             "; ".join(f"{at}, against {each[at][0]}: {shown(f, percent=True)}" for at, f in own.items()),
-            grid.where({at: below(f) for at, f in own.items()}),
+            where({at: below(f) for at, f in own.items()}),
         ),
-        Claim(
+        tested(
             "starting with a large tau and decreasing it takes no more rounds than the best constant tau",
             "guidance",
             "paper, second-hand",
-            verdict(not above(f) for f in late.values()),
-            f"more rounds ({budget} = never there): "
-            + "; ".join(f"{at}: {shown(f, percent=True)}" for at, f in late.items()),
-            grid.where({at: not above(f) for at, f in late.items()}),
+            late,
+            lambda contrast: not above(contrast),
+            f"more rounds ({budget} = never there): ",
+            percent=True,
         ),
     ]
 

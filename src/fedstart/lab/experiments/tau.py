@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic.dataclasses import dataclass
 
 from fedstart.algorithms.fedavg import FedAvg
 from fedstart.lab.experiments import _grid as grid
-from fedstart.lab.findings import Claim, Findings, Row, above, difference, fit, shown, verdict
+from fedstart.lab.findings import Claim, Findings, Row, above, difference, fit, shown, tested
 from fedstart.lab.runs import Training, statistics
-from fedstart.lab.starts import Pretraining, random
+from fedstart.lab.starts import Pretraining
 from fedstart.lab.world import World
 from fedstart.scores import Contrast
 from fedstart.types import STRICT
@@ -35,15 +37,13 @@ class Tau:
         """Trains every seed from every start at every h and tau."""
         progress.total(len(self.taus))
         seeds = range(self.seeds)
-        starts: dict[float | None, list] = {None: [random(self.world, seed) for seed in seeds]}
-        starts |= grid.pretrained_starts(self.world, seeds, self.cosines, self.pretraining)
+        starts = grid.starts(self.world, seeds, self.cosines, self.pretraining)
         keys: list[Key] = [(cosine, h) for cosine in starts for h in self.hs]
         conditions = [grid.geometry(self.world, seeds, starts[cosine], h) for cosine, h in keys]
         training = Training(FedAvg(), self.eta, self.steps, self.draws)
         rows: list[Row] = []
         errors: dict[tuple[Key, int], grid.Columns] = {}
-        work = lambda tau: grid.measured(conditions, training, tau, self.world.sigma_p)  # noqa: E731
-        for tau, found in grid.swept(progress, "tau", self.taus, work):
+        for tau, found in grid.swept(progress, "tau", conditions, training, self.taus, self.world.sigma_p):
             for key, columns in zip(keys, found, strict=True):
                 errors[key, tau] = columns
                 rows.append(row(key, tau, columns))
@@ -60,7 +60,7 @@ def row(key: Key, tau: int, columns: grid.Columns) -> Row:
     """One row of a random (cosine None) or pre-trained start."""
     cosine, h = key
     names = ("error", "signal_aligned", "signal_misaligned", "noise", "misaligned")
-    about = {"start": "random" if cosine is None else "pre-trained", "cosine": cosine, "h": h, "tau": tau}
+    about = {"start": grid.start_name(cosine), "cosine": cosine, "h": h, "tau": tau}
     guess = None if columns["gaussian"].isnan().any() else float(columns["gaussian"].mean())
     return about | {"predicted_error": guess} | statistics({name: columns[name] for name in names})
 
@@ -75,16 +75,16 @@ def _grows(found: dict[tuple[Key, int], grid.Columns], hs: tuple[float, ...], ta
         if h != worst
     }
     aside = "; ".join(f"at h = {h:g}, tau = {max(taus)}: {shown(f, 4)}" for h, f in others.items())
-    return Claim(
+    claim = tested(
         f"test error grows with tau at h = {worst:g} from a random start",
         "synthetic experiments",
         "paper, second-hand",
-        verdict(above(f) for f in grown.values()),
-        f"error less that of tau = {shortest}: "
-        + "; ".join(f"tau = {tau}: {shown(f, 4)}" for tau, f in grown.items())
-        + (f". For comparison {aside}" if aside else ""),
-        grid.where({f"tau = {tau}": above(f) for tau, f in grown.items()}),
+        {f"tau = {tau}": f for tau, f in grown.items()},
+        above,
+        f"error less that of tau = {shortest}: ",
+        digits=4,
     )
+    return replace(claim, measured=claim.measured + (f". For comparison {aside}" if aside else ""))
 
 
 def _bears(found: dict[tuple[Key, int], grid.Columns], taus: tuple[int, ...], cosine: float, h: float) -> Claim:
@@ -94,14 +94,12 @@ def _bears(found: dict[tuple[Key, int], grid.Columns], taus: tuple[int, ...], co
         return difference(found[(start, h), tau]["error"], found[(start, h), shortest]["error"])
 
     limit = rise(None, longest).difference / 10
-    grown = {tau: rise(cosine, tau) for tau in taus if tau != shortest}
-    held = {f"tau = {tau}": f.high is not None and f.high < limit for tau, f in grown.items()}
-    return Claim(
+    return tested(
         f"test error does not grow with tau at h = {h:g} from a start pre-trained at cosine {cosine:g}",
         "synthetic experiments",
         "paper, second-hand",
-        verdict(held.values()),
-        f"error less that of tau = {shortest}, to stay below {limit:.4f}, a tenth of a random start's at {longest}: "
-        + "; ".join(f"tau = {tau}: {shown(f, 4)}" for tau, f in grown.items()),
-        grid.where(held),
+        {f"tau = {tau}": rise(cosine, tau) for tau in taus if tau != shortest},
+        lambda contrast: contrast.high is not None and contrast.high < limit,
+        f"error less that of tau = {shortest}, to stay below {limit:.4f}, a tenth of a random start's at {longest}: ",
+        digits=4,
     )
