@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedstart.engines.local import LocalEngine as LocalEngine
     from fedstart.models import Model as Model
     from fedstart.models import calibrated as calibrated
+    from fedstart.models import distilled as distilled
     from fedstart.models import load_architecture as load_architecture
     from fedstart.models import renormalise as renormalise
     from fedstart.models.cnn import CNN as CNN
@@ -66,6 +67,7 @@ __all__ = [
     "load_architecture",
     "renormalise",
     "calibrated",
+    "distilled",
     "MLP",
     "CNN",
     "CNN3x3",
@@ -100,7 +102,7 @@ _MODULES = {
     "data.sources": ("load",),
     "data.tasks": ("federate", "split_classes", "tasks"),
     "engines.local": ("LocalEngine",),
-    "models": ("Model", "calibrated", "load_architecture", "renormalise"),
+    "models": ("Model", "calibrated", "distilled", "load_architecture", "renormalise"),
     "models.cnn": ("CNN",),
     "models.cnn3x3": ("CNN3x3",),
     "models.custom": ("Custom",),

@@ -9,15 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedstart.models._distillation import distilled
     from fedstart.models._model import Architecture, Model, load_architecture
     from fedstart.models._surgery import calibrated, renormalise
 
-__all__ = ["Architecture", "Model", "calibrated", "load_architecture", "renormalise"]
+__all__ = ["Architecture", "Model", "calibrated", "distilled", "load_architecture", "renormalise"]
 
-_SURGERY = ("calibrated", "renormalise")
+_HOMES = {"calibrated": "_surgery", "distilled": "_distillation", "renormalise": "_surgery"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.{'_surgery' if name in _SURGERY else '_model'}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, '_model')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

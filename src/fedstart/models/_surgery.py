@@ -78,14 +78,7 @@ def calibrated(
     Raises ValueError in one line without inputs, for inputs of another shape, for weights that do not fit, where there
     is nothing to set (`folded`), and for a layer that is used twice or shares tensors.
     """
-    original.check(original_weights)
-    model.check(weights)
-    inputs = [batch for batch in batches if len(batch)]
-    if not inputs:
-        raise ValueError("calibration needs at least one input")
-    shapes = {original.shape, *(tuple(batch.shape[1:]) for batch in inputs)} - {model.shape}
-    if shapes:
-        raise ValueError(f"the original and all inputs must have the model's shape {model.shape}, got {shapes.pop()}")
+    inputs = checked_inputs(original, original_weights, model, weights, batches, "calibration")
     before, after = original.loaded(original_weights), model.loaded(weights)
     teachers = {n: part for n, part in before.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     grouped = [
@@ -103,6 +96,24 @@ def calibrated(
     if unknown:
         raise ValueError(f"tensor {unknown[0]!r} is shared with another layer, so it cannot be set for both")
     return {name: changed.get(name, tensor).to(tensor.dtype, copy=True) for name, tensor in weights.items()}
+
+
+def checked_inputs(
+    original: Model, original_weights: Weights, model: Model, weights: Weights, batches: Iterable[Tensor], what: str
+) -> list[Tensor]:
+    """The batches that hold inputs, for what is done with both networks; `what` opens the error.
+
+    Raises ValueError in one line for weights that do not fit, without inputs, and for inputs of another shape.
+    """
+    original.check(original_weights)
+    model.check(weights)
+    inputs = [batch for batch in batches if len(batch)]
+    if not inputs:
+        raise ValueError(f"{what} needs at least one input")
+    shapes = {original.shape, *(tuple(batch.shape[1:]) for batch in inputs)} - {model.shape}
+    if shapes:
+        raise ValueError(f"the original and all inputs must have the model's shape {model.shape}, got {shapes.pop()}")
+    return inputs
 
 
 class _Moments:
