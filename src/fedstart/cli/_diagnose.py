@@ -195,6 +195,7 @@ def _patient(
     from fedstart.cli._train import transferred
     from fedstart.models import Model
     from fedstart.probes._diagnosis import Patient
+    from fedstart.starts._naming import fitting
     from fedstart.starts.checkpoint import Checkpoint
 
     if start is not None:
@@ -207,12 +208,13 @@ def _patient(
         origin = f"the model's random start, seed {seed}" if place is None else f"file {place.name}"
     if end is None:
         return Patient(name, origin, model, weights)
+    end = fitting(end, model.shapes)
     try:
         model.check(end)
     except ValueError as error:
         raise ValueError(f"--end does not fit {name}: {error}") from None
-    fitting = {tensor: end[tensor].to(weights[tensor].dtype) for tensor in model.shapes}
-    return Patient(name, origin, model, weights, {"end": fitting})
+    typed = {tensor: end[tensor].to(weights[tensor].dtype) for tensor in model.shapes}
+    return Patient(name, origin, model, weights, {"end": typed})
 
 
 def _end(path: Path) -> Weights:

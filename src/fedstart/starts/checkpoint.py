@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 
 from fedstart import names, tree
 from fedstart.starts._files import read_weights
+from fedstart.starts._naming import ours
 from fedstart.starts._start import without_training
 from fedstart.types import STRICT, Cohort, Info, Plan, State, Weights
 
@@ -24,10 +25,12 @@ RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class Checkpoint:
     """Weights from a .safetensors, .pt or .pth file, or from the directory of a Start; zero rounds of training.
 
-    Tensors are matched by name and brought to the model's types (float32). The body must be complete and of the same
-    shapes. A head that is absent or of another shape is replaced whole by the fresh head of the seed. Running
-    statistics of BatchNorm layers where the model has a layer of the same name without them (GroupNorm) are dropped:
-    such a network keeps the filters, but computes another function. Any other extra tensor is an error.
+    Tensors are matched by name and brought to the model's types (float32). Names may be those of torchvision, timm or
+    Hugging Face's ResNet, behind a wrapper such as DataParallel's `module.` (`_naming.py`). The body must be complete
+    and of the same shapes. A head that is absent or of another shape is replaced whole by the fresh head of the seed.
+    Running statistics of BatchNorm layers where the model has a layer of the same name without them (GroupNorm) are
+    dropped: such a network keeps the filters, but computes another function. Any other extra tensor is an error.
+    Counts of batches that the file lacks are 0, as in files older than PyTorch 0.4.1.
     """
 
     path: Annotated[str, Field(min_length=1, description="weights file (.safetensors, .pt, .pth) or Start directory")]
@@ -54,11 +57,15 @@ class Checkpoint:
 
 
 def _fit(given: Weights, model: Model, seed: int) -> Weights:
-    extra = [name for name in given if name not in model.shapes and not _is_dropped(name, model)]
-    if extra:
-        raise names.unknown("tensor", extra[0], model.shapes)
+    called = ours(given, model.shapes)
+    for file, name in called.items():
+        if name not in model.shapes and not _is_dropped(name, model):
+            origin = "" if name == file else f"; the file calls it {file!r}"
+            raise ValueError(f"{names.unknown('tensor', name, model.shapes)}{origin}")
+    given = {called[file]: tensor for file, tensor in given.items()}
     template = model.init(seed)
-    chosen = {name: given[name] for name in model.shapes if name in given}
+    counts = {name: template[name] for name in model.shapes if name.endswith(".num_batches_tracked")}
+    chosen = {name: (counts | given)[name] for name in model.shapes if name in given or name in counts}
     if any(name not in given or given[name].shape != model.shapes[name] for name in model.head):
         chosen |= model.fresh_head(seed)
     model.check(chosen)
