@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from fedstart.models import Model, load_architecture
+from fedstart.models import Model, load_architecture, renormalise
 from fedstart.models.cnn import CNN
 from fedstart.models.cnn3x3 import CNN3x3
 from fedstart.models.mlp import MLP
 from fedstart.models.resnet18 import ResNet18
 from fedstart.models.simple_cnn import SimpleCNN
+from fedstart.models.plain_cnn import PlainCNN
 from fedstart.models.two_layer_cnn import TwoLayerCNN
+from fedstart.models.vgg import VGG
 
 # The state dict of torchvision.models.resnet18(): every convolution as (name, shape), its BatchNorm, and whether a
 # stage projects its shortcut.
@@ -196,6 +198,89 @@ def test_simple_cnn_computes_convolution_relu_twice_then_pools(size: tuple[int, 
     torch.testing.assert_close(model.apply(weights, inputs), expected)
 
 
+STACKS = {
+    "plain_cnn": (PlainCNN, {"channels": (4, 6, 8)}, (1, 2), 3, (2, 5, 7)),
+    "vgg": (VGG, {"width": 4}, (2, 4, 6, 8), 8, (2, 16, 19)),
+}
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("name", STACKS)
+def test_stacks_compute_what_their_layers_say(name: str, norm: str) -> None:
+    kind, settings, pooled, layers, shape = STACKS[name]
+    model = Model(kind(**settings, norm=norm), shape, 5)
+    draws = torch.Generator().manual_seed(1)
+    weights = {
+        key: tensor if key.startswith("conv") and key.endswith("weight") else torch.rand(tensor.shape, generator=draws)
+        for key, tensor in model.init(1).items()
+    }
+    inputs = torch.randn(3, *shape, generator=draws)
+    maps = inputs
+    for number in range(1, layers + 1):
+        maps = nn.functional.conv2d(maps, weights[f"conv{number}.weight"], weights.get(f"conv{number}.bias"), padding=1)
+        if norm == "group":
+            grouped = maps.unflatten(1, (2, -1))
+            mean, var = grouped.mean((2, 3, 4), keepdim=True), grouped.var((2, 3, 4), correction=0, keepdim=True)
+            maps = ((grouped - mean) / (var + 1e-5).sqrt()).flatten(1, 2)
+        elif norm == "batch":
+            mean, var = weights[f"norm{number}.running_mean"], weights[f"norm{number}.running_var"]
+            maps = (maps - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+        if norm != "none":
+            scale, shift = weights[f"norm{number}.weight"], weights[f"norm{number}.bias"]
+            maps = maps * scale[:, None, None] + shift[:, None, None]
+        maps = maps.relu()
+        if number in pooled:
+            maps = nn.functional.max_pool2d(maps, 2)
+    expected = maps.mean(dim=(2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
+    torch.testing.assert_close(model.apply(weights, inputs), expected, rtol=1e-4, atol=1e-4)
+    assert ("conv1.bias" in weights) == (norm == "none")
+
+
+def test_sizes_of_the_stacks() -> None:
+    three, vgg = (Model(architecture, (3, 32, 32), 10) for architecture in (PlainCNN(), VGG()))
+    assert [shapes(three)[f"conv{number}.weight"] for number in (1, 2, 3)] == [
+        (32, 3, 3, 3),
+        (64, 32, 3, 3),
+        (128, 64, 3, 3),
+    ]
+    assert three.describe()["parameters"] == 94_762
+    assert [shapes(vgg)[f"conv{number}.weight"][0] for number in range(1, 9)] == [64, 64, 128, 128, 256, 256, 512, 512]
+    assert vgg.describe()["parameters"] == 4_692_426
+    assert (three.head, vgg.head) == (("fc.weight", "fc.bias"), ("fc.weight", "fc.bias"))
+
+
+@pytest.mark.parametrize("architecture", [PlainCNN(norm="none"), VGG(norm="none")])
+def test_initial_values_of_the_stacks_are_those_of_he(architecture: VGG) -> None:
+    weights = Model(architecture, (3, 32, 32), 10).init(3)
+    last = weights["conv3.weight"]
+    assert last.std().item() == pytest.approx((2 / (last.shape[0] * 9)) ** 0.5, rel=0.02)
+    assert not any(weights["conv3.bias"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(PlainCNN(channels=(4, 6, 8), norm="batch"), (2, 8, 8), 5),
+        Model(VGG(width=4, norm="batch"), (2, 16, 16), 5),
+    ],
+    ids=["plain_cnn", "vgg"],
+)
+def test_batchnorm_of_the_stacks_can_be_replaced(model: Model) -> None:
+    draws = torch.Generator().manual_seed(2)
+    weights = {
+        name: tensor + torch.rand(tensor.shape, generator=draws) if name.startswith("norm") else tensor
+        for name, tensor in model.init(1).items()
+        if not name.endswith("num_batches_tracked")
+    } | {name: tensor for name, tensor in model.init(1).items() if name.endswith("num_batches_tracked")}
+    inputs = torch.randn(3, *model.shape, generator=draws)
+    for to in ("frozen", "folded"):
+        new, moved = renormalise(model, weights, to)
+        torch.testing.assert_close(new.apply(moved, inputs), model.apply(weights, inputs), rtol=1e-3, atol=1e-4)
+    grouped, moved = renormalise(model, weights, "group", groups=2)
+    assert grouped.describe()["normalisation"] == "group"
+    assert torch.equal(moved["norm3.weight"], weights["norm3.weight"])
+
+
 def test_mlp_without_hidden_layers_is_logistic_regression() -> None:
     model = Model(MLP(hidden=()), (2, 3), 4)
     weights, inputs = model.init(0), torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1))
@@ -212,6 +297,9 @@ def test_mlp_without_hidden_layers_is_logistic_regression() -> None:
         (CNN3x3(), (64,), "(channels, height, width)"),
         (SimpleCNN(), (3, 6, 5), "at least 6"),
         (ResNet18(), (3, 32), "(channels, height, width)"),
+        (PlainCNN(), (3, 3, 8), "at least 4"),
+        (VGG(), (3, 16, 15), "at least 16"),
+        (VGG(), (16, 16), "(channels, height, width)"),
         (TwoLayerCNN(), (200,), "(patches, d) or images (channels, height, width)"),
     ],
 )
@@ -236,6 +324,14 @@ def test_unsuitable_input_shape(architecture: CNN, shape: tuple[int, ...], messa
         ("simple_cnn", {"hidden": 0}, "model 'simple_cnn': hidden: "),
         ("two_layer_cnn", {"filter": 3}, "model 'two_layer_cnn': unknown setting 'filter'; did you mean 'filters'?"),
         ("two_layer_cnn", {"sigma_0": 0.0}, "model 'two_layer_cnn': sigma_0: "),
+        ("vgg", {"width": 6, "groups": 4}, "model 'vgg': groups must divide width, got groups 4 and width 6"),
+        ("vgg", {"norm": "layer"}, "model 'vgg': norm: "),
+        ("plain_cnn", {"channels": [4, 4]}, "model 'plain_cnn': channels"),
+        (
+            "plain_cnn",
+            {"channels": [4, 6, 8], "groups": 4},
+            "model 'plain_cnn': groups must divide channels, got groups 4 and channels (4, 6, 8)",
+        ),
         ("custom", {"factory": "torch.nn.Linear", "head": "fc"}, "model 'custom': factory: "),
     ],
 )
@@ -248,6 +344,8 @@ def test_wrong_names_and_settings(name: str, wrong: dict[str, object], message: 
 
 def test_batch_normalisation_takes_any_width() -> None:
     assert Model(ResNet18(norm="batch", width=3), (3, 8, 8), 2).init(0)["bn1.weight"].shape == (3,)
+    assert Model(VGG(norm="batch", width=3), (3, 16, 16), 2).init(0)["norm1.weight"].shape == (3,)
+    assert Model(PlainCNN((3, 5, 7), "batch"), (3, 4, 4), 2).init(0)["norm3.weight"].shape == (7,)
 
 
 @pytest.mark.parametrize(("shape", "classes"), [((), 2), ((0, 3), 2), ((3,), 0)])

@@ -23,6 +23,7 @@ from fedstart.models.resnet18 import ResNet18
 from fedstart.starts import Beginning, Card, Start
 from fedstart.starts.centralized import Centralized
 from fedstart.starts.checkpoint import Checkpoint
+from fedstart.starts.fractals import Fractals
 from fedstart.starts.random import Random
 from fedstart.training import draw, train
 from fedstart.types import Cost, Plan, Weights
@@ -44,7 +45,12 @@ def run(start: Beginning, model: Model, federation: Federation, plan: Plan, seed
 
 
 def test_the_starts_that_exist() -> None:
-    assert names.discover("fedstart.starts") == {"random": Random, "centralized": Centralized, "checkpoint": Checkpoint}
+    assert names.discover("fedstart.starts") == {
+        "random": Random,
+        "centralized": Centralized,
+        "checkpoint": Checkpoint,
+        "fractals": Fractals,
+    }
 
 
 def test_random_is_the_initial_weights(model: Model, federation: Federation, plan: Plan) -> None:
