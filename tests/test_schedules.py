@@ -19,7 +19,7 @@ from fedstart.lab.exact import follow
 from fedstart.lab.geometry import Geometry
 from fedstart.lab.heterogeneity import allocate
 from fedstart.lab.world import World, as_weights, federation, filters, samples
-from fedstart.schedules import Adaptive, Cosine, Seen, Step
+from fedstart.schedules import Adaptive, Cosine, Plateau, Seen, Step, saw
 from fedstart.training import of_round, train
 from fedstart.types import Plan
 
@@ -65,6 +65,19 @@ def test_adaptive_shrinks_where_filters_stagnate_and_grows_where_not():
     assert rule.steps(7, 2, Seen(9, float("nan"))) == 9
 
 
+def test_a_plateau_is_so_many_rounds_without_a_new_best():
+    rule = Plateau(shrink=2, patience=2, least=3)
+    tau, seen, taus = rule.steps(20, 1, None), None, []
+    for number, loss in enumerate((2.0, 1.5, 1.48, 1.47, 3.0, 2.9, 2.9, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0), start=2):
+        seen = saw(seen, tau, float("nan"), loss)
+        taus.append(tau)
+        tau = rule.steps(20, number, seen)
+    # 1.48 and 1.47 are less than 2 % below 1.5; 3.0 is the first of another tau, and 2.9 a new best of it.
+    assert taus == [20, 20, 20, 20, 10, 10, 10, 10, 10, 10, 5, 5, 5, 3]
+    assert Plateau(least=30).steps(20, 1, None) == 30
+    assert saw(Seen(4, 0.1, 1.0, 7), 4, 0.2, 0.98) == Seen(4, 0.2, 1.0, 8), "exactly 2 % is none"
+
+
 def test_each_round_has_the_tau_of_its_schedule(model, federation, weights, plan):
     decay = replace(plan, local_epochs=None, local_steps=5, rounds=3, schedule=Step(factor=0.5, every=1))
     found = rounds(FedAvg(), model, federation, decay, weights)
@@ -104,6 +117,16 @@ def test_a_run_with_an_adaptive_schedule_resumes_with_the_same_bits(method, mode
     assert len({r.info["tau"] for r in whole}) > 1
     rest = rounds(method, model, federation, adaptive, weights, after=whole[1])
     assert [r.info for r in rest] == [r.info for r in whole[2:]]
+    assert tree.fingerprint(rest[-1].state.weights) == tree.fingerprint(whole[-1].state.weights)
+
+
+def test_a_run_that_shrinks_on_plateaus_resumes_with_the_same_bits(model, federation, weights, plan):
+    rule = Plateau(patience=1)
+    shrinking = replace(plan, local_epochs=None, local_steps=8, rounds=6, lr=0.3, schedule=rule)
+    whole = rounds(FedAvg(), model, federation, shrinking, weights)
+    assert len({r.info["tau"] for r in whole}) > 1
+    rest = rounds(FedAvg(), model, federation, shrinking, weights, after=whole[2])
+    assert [r.info["tau"] for r in rest] == [r.info["tau"] for r in whole[3:]]
     assert tree.fingerprint(rest[-1].state.weights) == tree.fingerprint(whole[-1].state.weights)
 
 

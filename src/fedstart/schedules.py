@@ -14,10 +14,25 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 @plain_dataclass(frozen=True)
 class Seen:
-    """What the server saw in a round: its tau, and the share of filters that stagnate (NaN where it cannot be told)."""
+    """What the server saw in a round: its tau, and the share of filters that stagnate (NaN where it cannot be told).
+
+    `best` is the lowest training loss of a round since tau last changed, `waited` the number of rounds since then.
+    """
 
     tau: int
     stagnating: float
+    best: float = math.nan
+    waited: int = 0
+
+
+def saw(before: Seen | None, tau: int, stagnating: float, loss: float) -> Seen:
+    """What the server has seen after a round with this mean training loss of its clients; `before`, the round before.
+
+    A loss is a new best where it is at least 2 % lower.
+    """
+    if before is None or before.tau != tau or not loss >= 0.98 * before.best:
+        return Seen(tau, stagnating, loss, 0)
+    return Seen(tau, stagnating, before.best, before.waited + 1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,7 +91,27 @@ class Adaptive:
         return _within(self.least, int(seen.tau / self.shrink if stuck else seen.tau * self.grow), self.most)
 
 
-Schedule = Annotated[Step | Cosine | Adaptive, Field(discriminator="kind")]
+@dataclass(frozen=True, config=STRICT)
+class Plateau:
+    """tau is divided by `shrink` after `patience` rounds without a new best of the clients' training loss.
+
+    Starts large and shrinks where a large tau has nothing more to give, which minibatch noise does not hide. *Ours*.
+    The loss is the mean over the local steps, so only rounds of one tau are compared.
+    """
+
+    kind: Literal["plateau"] = "plateau"
+    shrink: Annotated[float, Field(gt=1, description="divisor of tau")] = 2.0
+    patience: Annotated[int, Field(ge=1, description="rounds without a new best that are borne")] = 3
+    least: Annotated[int, Field(ge=1, description="smallest tau")] = 1
+
+    def steps(self, first: int, number: int, seen: Seen | None) -> int:
+        """tau of round `number` = 1, 2, ...; `first` is that of round 1."""
+        if seen is None:
+            return max(self.least, first)
+        return max(self.least, int(seen.tau / self.shrink)) if seen.waited >= self.patience else seen.tau
+
+
+Schedule = Annotated[Step | Cosine | Adaptive | Plateau, Field(discriminator="kind")]
 
 
 def _within(least: int, value: int, most: int) -> int:

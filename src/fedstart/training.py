@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from fedstart import keys, tree
 from fedstart.models import Model
-from fedstart.schedules import Seen
+from fedstart.schedules import Seen, saw
 from fedstart.types import Algorithm, Cohort, Cost, Counts, Diverged, Info, Memories, Plan, Round, State, Weights
 
 
@@ -96,7 +96,7 @@ def of_round(plan: Plan, number: int, seen: Seen | None) -> Plan:
 
 def _seen(info: Info) -> Seen | None:
     """What a round with a schedule left in its info."""
-    return Seen(int(info["tau"]), info["stagnating"]) if "tau" in info else None
+    return Seen(int(info["tau"]), info["stagnating"], info["best"], int(info["waited"])) if "tau" in info else None
 
 
 def train(
@@ -111,8 +111,8 @@ def train(
     """Yields the rounds one by one, `plan.rounds` in all; `weights` itself is never changed.
 
     `after` goes on behind a round of an earlier run with the same arguments, with the same bits as if it had
-    not been interrupted. Where the plan has a schedule, each round's info has its `tau`, and what it saw as
-    `stagnating`. Raises Diverged, naming the round, when a loss or a weight is NaN or infinite.
+    not been interrupted. Where the plan has a schedule, each round's info has its `tau` and what else the server saw
+    (`schedules.Seen`). Raises Diverged, naming the round, when a loss or a weight is NaN or infinite.
     """
     state, memories = (State(tree.clone(weights)), {}) if after is None else (after.state, after.memories)
     seen = None if after is None else _seen(after.info)
@@ -122,8 +122,8 @@ def train(
         cohort = engine.cohort(model, federation, now, number, clients, memories)
         state, info = algorithm.step(state, cohort)
         if now.schedule and now.local_steps:
-            info = {**info, "tau": now.local_steps, "stagnating": cohort.stagnating}
-            seen = _seen(info)
+            seen = saw(seen, now.local_steps, cohort.stagnating, cohort.loss)
+            info = {**info, **asdict(seen)}
         if plan.server_steps:
             state = replace(state, weights=cohort.refine(state.weights))
         memories = cohort.memories

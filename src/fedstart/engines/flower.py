@@ -61,7 +61,7 @@ class FlowerEngine:
         schedule, whose sums over clients nodes do not send.
         """
         if isinstance(plan.schedule, Adaptive):
-            raise ValueError("schedule = adaptive runs on the local engine only (allowed here: step, cosine)")
+            raise ValueError("schedule = adaptive runs on the local engine only (allowed here: step, cosine, plateau)")
         if plan.server_steps:
             raise ValueError("server_steps: a Flower server holds no examples (allowed: 0)")
         return FlowerCohort(self.grid, self.patience, model, federation, plan, number, clients, memories, self._private)
