@@ -57,6 +57,8 @@ def test_a_verdict_by_hand() -> None:
         "score": "mean",
         "first": "a",
         "second": "b",
+        "start": None,
+        "more_than": None,
         "algorithm": "fedavg",
         "partition": "iid",
         "published": None,

@@ -154,11 +154,11 @@ def test_a_study_writes_the_personal_scores_beside_the_others(file: Path, finish
     for cell in (cell for cell in plan_cells(material) if cell.kind == "downstream"):
         table = parquet.read_table(finished / "cells" / cell.key / "clients.parquet")
         assert table.column_names == ["part", "client", "correct", "total", "loss", "personal_correct", "personal_loss"]
-        run = material.downstream_run(cell.algorithm, cell.partition, cell.task, cell.seed, cell.begin)
+        run = material.downstream_run(cell.start, cell.algorithm, cell.partition, cell.task, cell.seed, cell.begin)
         assert run.personal is not None and run.settings["personal"]["local_steps"] == 5
         assert (run.personal.lr, run.personal.local_epochs, run.personal.seed) == (run.plan.lr, None, run.plan.seed)
         weights = Start.load(finished / "cells" / cell.origin / "start").weights
-        weights = material.transfer(weights, 3, cell.task, cell.seed)
+        weights = material.transfer(cell.start, weights, 3, cell.task, cell.seed)
         with LocalEngine(2) as engine:
             for number in (1, 2):
                 cohort = engine.cohort(run.model, run.federation, run.plan, number, run.federation.eligible.tolist())

@@ -277,9 +277,9 @@ def test_every_start_meets_the_same_tasks_batches_and_head(finished: Path) -> No
         Start.load(cell / "start").weights for key, cell in cells(finished).items() if "s0" in key.split("-")[2:3]
     ]
     assert len(starts) == 3 and len({tree.fingerprint(weights) for weights in starts}) == 3
-    moved = [material.transfer(weights, 3, 1, 0) for weights in starts]
+    moved = [material.transfer("random", weights, 3, 1, 0) for weights in starts]
     for first, second in combinations(moved, 2):
-        assert all(first[name].equal(second[name]) for name in material.model.head)
+        assert all(first[name].equal(second[name]) for name in material.model("random", 3).head)
 
 
 def test_one_seed_one_result(file: Path, finished: Path, tmp_path: Path) -> None:

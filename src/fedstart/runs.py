@@ -14,9 +14,9 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +29,7 @@ from fedstart.files import cannot, first_difference, read_json, remove_temporary
 from fedstart.models import Model
 from fedstart.scores import Scores
 from fedstart.training import Engine, Who, train
-from fedstart.types import Algorithm, Cost, Counts, Diverged, Plan, Round, Weights
+from fedstart.types import Algorithm, Cost, Counts, Diverged, Plan, Round, State, Weights
 
 FORMAT = 1
 LOCK_SECONDS = 30.0
@@ -62,6 +62,10 @@ class RunDirectory:
         """`new`, `running`, `done` or `failed`."""
         file = self.path / "run.json"
         return read_json(file)["status"] if file.exists() else "new"
+
+    def kept(self, number: int) -> Path:
+        """The file of the weights after round `number` (see `checkpoints`), where `execute` was asked to keep them."""
+        return self.path / f"round-{number:05}.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -216,14 +220,16 @@ def execute(
     *,
     evaluate: str | None = None,
     every: float = 30.0,
+    keep: Collection[int] = (),
     progress: Progress | None = None,
 ) -> Outcome:
     """Runs an algorithm in an opened run directory to its end, from its last checkpoint if there is one.
 
     With `evaluate`, the federation's part of that name is scored after each round, and the final per-client
     counts are written. A checkpoint is saved when `every` seconds have passed since the last, and at the end;
-    the result does not depend on when, nor on interruptions. The caller marks the run with `finish()` once
-    he has written his own files. Raises Diverged after saving the last good round and marking the run as failed.
+    the result does not depend on when, nor on interruptions. The weights after the rounds that `keep` names stay, as
+    `directory.kept(number)`. The caller marks the run with `finish()` once he has written his own files. Raises
+    Diverged after saving the last good round and marking the run as failed.
     """
     last = saved = directory.load_checkpoint()
     counts = None
@@ -236,6 +242,9 @@ def execute(
         for last in train(algorithm, model, federation, plan, weights, engine, saved):
             counts = engine.evaluate(model, federation, last.state.weights, evaluate) if evaluate else None
             directory.append_round(last, _scored(counts), engine.unscored)
+            if last.number in keep:
+                bare = replace(last, state=State(last.state.weights), memories={})
+                checkpoints.write(directory.kept(last.number), bare)
             now = time.monotonic()
             seconds.append(round(now - started, 4))
             started = now

@@ -160,8 +160,8 @@ def _downstream(material: Material, choice: Choice, seed: int, cells: Path | Non
     label = _chosen("partition", choice.partition, list(material.parts.downstream_partitions))
     weights = _start(material, start, seed, cells)
     begin = tree.fingerprint(weights)
-    run = material.downstream_run(algorithm, label, choice.task, seed, begin)
-    return run, material.transfer(weights, run.model.classes, choice.task, seed), label, start
+    run = material.downstream_run(start, algorithm, label, choice.task, seed, begin)
+    return run, material.transfer(start, weights, run.model.classes, choice.task, seed), label, start
 
 
 def _start(material: Material, start: str, seed: int, cells: Path | None) -> Weights:

@@ -112,10 +112,17 @@ class Model:
         """
         self.check(weights)
         model = dataclasses.replace(self, classes=classes)
-        head = {name: tensor.to(weights[name]) for name, tensor in model.fresh_head(seed).items()}
+        return model, model.adopt(weights, seed)
+
+    def adopt(self, weights: Weights, seed: int) -> Weights:
+        """The body of `weights` (not copied) under a fresh head of this model, of their type and device.
+
+        `weights` may have a head of any size. Raises ValueError if their body does not fit this model.
+        """
+        head = {name: tensor.to(weights[name]) for name, tensor in self.fresh_head(seed).items() if name in weights}
         moved = {**weights, **head}
-        model.check(moved)
-        return model, moved
+        self.check(moved)
+        return moved
 
     def fresh_head(self, seed: int) -> Weights:
         """The head's tensors drawn anew: the same bits for the same architecture, shape, classes and seed."""

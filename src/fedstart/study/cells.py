@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -59,7 +59,8 @@ class Cell:
 class Run:
     """A cell ready to run: what trains, and everything its result depends on.
 
-    `personal` is the plan by which each client goes on alone from the final weights; None = no client does.
+    `personal` is the plan by which each client goes on alone from the final weights; None = no client does. `probes`
+    look at the weights at the shares `watched_at` of the rounds.
     """
 
     method: Method
@@ -70,6 +71,8 @@ class Run:
     settings: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     personal: Plan | None = None
+    probes: Mapping[str, Any] = field(default_factory=dict)
+    watched_at: tuple[float, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -102,28 +105,43 @@ class Material:
         self.federations = Federations(study, self.parts, self.examples)
         self.held_out, self.classes = self.federations.held_out, self.federations.classes
         self.pretraining, self.tasks = self.federations.pretraining, self.federations.tasks
-        self.model = Model(self.parts.architecture, self.examples.shape, len(self.classes))
-        self.downstream_model = functools.cache(lambda classes: replace(self.model, classes=classes))
+        self.model = functools.cache(self._model)
+        self._prepared = functools.cache(self._prepare)
 
-    def execution(self, kind: Literal["pretrain", "downstream"]) -> Execution:
-        """How the engine computes in cells of this kind: as the study says, else what is fastest on this machine."""
-        if kind not in self.executions:
-            seed, parts = self.study.seeds[0], self.parts
+    def execution(self, kind: Literal["pretrain", "downstream"], start: str) -> Execution:
+        """How the engine computes in cells of this kind and the start's architecture: as the study says, else what is
+        fastest on this machine.
+        """
+        seed, parts = self.study.seeds[0], self.parts
+        own = parts.starts[start].entry.model
+        key = kind if own is None else f"{kind} {own.name} {json.dumps(own.settings, sort_keys=True)}"
+        if key not in self.executions:
             if kind == "pretrain":
                 plans = [method.plan for method in parts.starts.values() if method.plan.rounds and not method.start]
-                model, federation = self.model, self.pretraining(seed, self.federations.cases[0])
+                federation = self.pretraining(seed, self.federations.cases[0])
             else:
                 plans = [method.plan for method in parts.algorithms.values()]
                 federation = self.tasks(next(iter(self.federations.settings)), seed)[0]
-                model = self.downstream_model(len(federation.classes))
             plan = plans[0] if plans else next(iter(parts.starts.values())).plan
-            self.executions[kind] = calibrate(model, federation, plan, self.study.execution)
-        return self.executions[kind]
+            model = self.model(start, len(federation.classes))
+            self.executions[key] = calibrate(model, federation, plan, self.study.execution)
+        return self.executions[key]
 
-    def begin(self, start: str, seed: int) -> Weights:
+    def begin(self, start: str, seed: int, case: str = "") -> Weights:
         """The weights before pre-training: the model's initial weights of the seed, or those of a file."""
+        method, (federation, _) = self.parts.starts[start], self._prepared(start, seed, case)
+        model = self.model(start, len(federation.classes))
+        return method.method.begin(model, seed) if method.start else model.init(seed)
+
+    def _model(self, start: str, classes: int) -> Model:
+        return Model(self.parts.starts[start].architecture or self.parts.architecture, self.examples.shape, classes)
+
+    def _prepare(self, start: str, seed: int, case: str) -> tuple[Federation, Plan]:
+        """What makes a start: the federation it is made on and its plan."""
         method = self.parts.starts[start]
-        return method.method.begin(self.model, seed) if method.start else self.model.init(seed)
+        federation = self.pretraining(seed, case, start)
+        plan = replace(method.plan, seed=keys.number(seed, "pretraining"))
+        return method.method.prepare(federation, plan) if method.start else (federation, plan)
 
     def pretraining_run(self, start: str, seed: int, case: str = "") -> Run:
         """The run that makes a start. Clients, cohorts and batches of a seed are the same for every method.
@@ -131,19 +149,16 @@ class Material:
         Raises ValueError for a case that the study does not have.
         """
         method = self.parts.starts[start]
-        federation, plan = (
-            self.pretraining(seed, case, start),
-            replace(method.plan, seed=keys.number(seed, "pretraining")),
-        )
-        if method.start:
-            federation, plan = method.method.prepare(federation, plan)
-        begin = tree.fingerprint(self.begin(start, seed))
-        execution = self.execution("pretrain") if plan.rounds else Execution()
-        settings = _settings(method, plan, self.model, begin, execution)
-        return Run(method, self.model, federation, plan, execution, settings, {"pretraining": federation.fingerprint})
+        federation, plan = self._prepared(start, seed, case)
+        model = self.model(start, len(federation.classes))
+        begin = tree.fingerprint(self.begin(start, seed, case))
+        execution = self.execution("pretrain", start) if plan.rounds else Execution()
+        settings = _settings(method, plan, model, begin, execution)
+        return Run(method, model, federation, plan, execution, settings, {"pretraining": federation.fingerprint})
 
-    def downstream_run(self, algorithm: str, partition: str, task: int, seed: int, begin: str) -> Run:
-        """The run of a task from a start of that fingerprint. Clients and batches are the same for every start.
+    def downstream_run(self, start: str, algorithm: str, partition: str, task: int, seed: int, begin: str) -> Run:
+        """The run of a task from a start with weights of fingerprint `begin`. Clients and batches are the same for
+        every start.
 
         `partition` is the name that results use, as in `federations.settings`: with the case, where there is one.
         """
@@ -151,17 +166,22 @@ class Material:
         federation = self.tasks(partition, seed)[task]
         plan = replace(method.plan, seed=keys.number(seed, "downstream", task))
         personal = method.personal and replace(method.personal, seed=plan.seed)
-        model = self.downstream_model(len(federation.classes))
-        execution = self.execution("downstream") if plan.rounds else Execution()
+        model = self.model(start, len(federation.classes))
+        execution = self.execution("downstream", start) if plan.rounds else Execution()
         settings = _settings(method, plan, model, begin, execution)
         if personal:
             settings["personal"] = asdict(personal)  # pyright: ignore[reportArgumentType]
+        if watch := self.study.downstream.watch:
+            settings["watch"] = {"at": watch.at, "probes": {name: asdict(p) for name, p in self.parts.probes.items()}}
         prints = {"downstream": federation.fingerprint}
-        return Run(method, model, federation, plan, execution, settings, prints, personal)
+        at = tuple(watch.at) if watch else ()
+        return Run(method, model, federation, plan, execution, settings, prints, personal, self.parts.probes, at)
 
-    def transfer(self, weights: Weights, classes: int, task: int, seed: int) -> Weights:
-        """A start's body under the fresh head of a task, which is the same for every start, method and partition."""
-        return self.model.transfer(weights, classes, keys.number(seed, "downstream-head", task))[1]
+    def transfer(self, start: str, weights: Weights, classes: int, task: int, seed: int) -> Weights:
+        """A start's body under the fresh head of a task: the same for every start of an architecture, every method and
+        partition.
+        """
+        return self.model(start, classes).adopt(weights, keys.number(seed, "downstream-head", task))
 
 
 def _settings(method: Method, plan: Plan, model: Model, begin: str, execution: Execution) -> dict[str, Any]:
@@ -191,7 +211,7 @@ def plan_cells(material: Material) -> list[Cell]:
         parts.starts,
     ):
         origin = origins[start, seed, setting.case]
-        run = material.downstream_run(algorithm, partition, task, seed, origin[1])
+        run = material.downstream_run(start, algorithm, partition, task, seed, origin[1])
         place = (algorithm, partition, task, *origin, setting.case)
         cells.append(_keyed(Cell("downstream", start, seed, "", run.plan.rounds, *place), run))
     return cells

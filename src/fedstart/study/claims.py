@@ -33,9 +33,12 @@ def check(study: Study, where: str) -> None:
         partition = claim.partition
         if partition is not None and study.pretraining.left_out is not None:
             partition = partition.rpartition(": ")[2]
+        compared = ("start", starts) if claim.start is None else ("algorithm", algorithms)
         for kind, given, allowed in (
-            ("start", claim.first, starts),
-            ("start", claim.second, starts),
+            (compared[0], claim.first, compared[1]),
+            (compared[0], claim.second, compared[1]),
+            ("start", claim.start, starts),
+            ("start", claim.more_than, starts),
             ("algorithm", claim.algorithm, algorithms),
             ("partition", partition, labels),
         ):
@@ -43,38 +46,63 @@ def check(study: Study, where: str) -> None:
                 raise ValueError(f"{place}: {names.unknown(kind, given, allowed)}")
         if claim.first == claim.second:
             raise ValueError(f"{place}: first and second are both {claim.first!r}")
+        if claim.start is not None and claim.algorithm is not None:
+            raise ValueError(f"{place} algorithm: not allowed with start, where first and second are algorithms")
+        if claim.more_than is not None and claim.start in (None, claim.more_than):
+            raise ValueError(f"{place} more_than: needs start, and another one than {claim.more_than!r}")
 
 
 def verdicts(
     claims: Sequence[Claim], cells: Iterable[Cell], published: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The `claims` of summary.json: one for each claim and each (algorithm, partition) in which both starts ran.
+    """The `claims` of summary.json: one for each claim and each setting in which both of its sides ran.
 
-    `published` are the rows of `published.find`. A difference is first minus second, over the (task, seed) pairs that
-    both have. "reproduced" needs the whole 95 % interval and the mean of every seed on the claim's side of 0, "not
-    reproduced" both on the other; all else is "undecided". One pair alone has no interval and decides nothing.
+    A setting is an (algorithm, partition) for two starts, a partition for two algorithms. `published` are the rows of
+    `published.find`. A difference is first minus second, over the (task, seed) pairs that both have; with `more_than`,
+    less the same difference from that start. "reproduced" needs the whole 95 % interval and the mean of every seed on
+    the claim's side of 0, "not reproduced" both on the other; all else is "undecided". One pair alone has no interval
+    and decides nothing.
     """
-    grouped: dict[Setting, dict[str, dict[tuple[int, int], Scores]]] = {}
+    grouped: dict[tuple[str, str, str], dict[tuple[int, int], Scores]] = {}
     for cell in cells:
-        by_start = grouped.setdefault((cell.algorithm, cell.partition), {})
-        by_start.setdefault(cell.start, {})[cell.task, cell.seed] = cell.scores
+        grouped.setdefault((cell.start, cell.algorithm, cell.partition), {})[cell.task, cell.seed] = cell.scores
+    settings = list(dict.fromkeys((algorithm, partition) for _, algorithm, partition in grouped))
     paper = {(row["start"], row["algorithm"], row["partition"]): row for row in published}
     found: list[dict[str, Any]] = []
     for claim in claims:
-        for setting, by_start in grouped.items():
-            allowed = (claim.algorithm or setting[0], claim.partition or setting[1])
-            first, second = by_start.get(claim.first, {}), by_start.get(claim.second, {})
-            if setting == allowed and first.keys() & second.keys():
-                rows = [paper.get((start, *setting)) for start in (claim.first, claim.second)]
-                found.append(_verdict(claim, setting, first, second, _difference(claim, rows)))
+        for algorithm, partition in settings:
+            # Two algorithms are compared once for each partition: where the first of them stands.
+            wanted = (claim.algorithm or algorithm) if claim.start is None else claim.first
+            if (algorithm, partition) != (wanted, claim.partition or partition):
+                continue
+            sides = [grouped.get(place, {}) for place in _places(claim, algorithm, partition)]
+            pairs = sorted(set.intersection(*map(set, sides)), key=lambda pair: (pair[1], pair[0]))
+            if pairs:
+                rows = [paper.get((start, algorithm, partition)) for start in (claim.first, claim.second)]
+                found.append(_verdict(claim, (algorithm, partition), sides, pairs, _difference(claim, rows)))
     return found
 
 
-def _verdict(claim: Claim, setting: Setting, first: Values, second: Values, published: float | None) -> dict[str, Any]:
+def _places(claim: Claim, algorithm: str, partition: str) -> list[tuple[str, str, str]]:
+    """Start, algorithm and partition of what a claim compares: first, second, and both from `more_than`."""
+    if claim.start is None:
+        return [(start, algorithm, partition) for start in (claim.first, claim.second)]
+    starts = [claim.start] if claim.more_than is None else [claim.start, claim.more_than]
+    return [(start, name, partition) for start in starts for name in (claim.first, claim.second)]
+
+
+def _verdict(
+    claim: Claim,
+    setting: Setting,
+    sides: Sequence[Values],
+    pairs: Sequence[tuple[int, int]],
+    published: float | None,
+) -> dict[str, Any]:
     from fedstart.scores import paired, significant
 
-    pairs = sorted(first.keys() & second.keys(), key=lambda pair: (pair[1], pair[0]))
-    left, right = ([_score(claim.score, values[pair]) for pair in pairs] for values in (first, second))
+    first, second, *other = ([_score(claim.score, values[pair]) for pair in pairs] for values in sides)
+    left = [one - both for one, both in zip(first, other[0], strict=True)] if other else first
+    right = [one - both for one, both in zip(second, other[1], strict=True)] if other else second
     contrast = paired(left, right)
     by_seed: dict[int, list[float]] = {}
     for (_, seed), one, other in zip(pairs, left, right, strict=True):
@@ -87,6 +115,8 @@ def _verdict(claim: Claim, setting: Setting, first: Values, second: Values, publ
         "score": claim.score,
         "first": claim.first,
         "second": claim.second,
+        "start": claim.start,
+        "more_than": claim.more_than,
         "algorithm": setting[0],
         "partition": setting[1],
         "published": significant(published),

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fedstart import names
-from fedstart.data import subsets, tasks
+from fedstart.data import fitting, sources, subsets, tasks
 from fedstart.data.federation import Examples, Federation
 from fedstart.study.schema import Parts, Study
-from fedstart.study.sharing import Sharing
+from fedstart.study.sharing import Sharing, Source
 
 
 class Setting(NamedTuple):
@@ -68,6 +68,7 @@ class Federations:
         if isinstance(given, list):
             subsets.checked(examples, given)
         self._built = functools.cache(self._build)
+        self._others = functools.cache(self._other)
         self._left = functools.cache(self._rows)
         self.tasks = functools.cache(self._tasks)
 
@@ -130,18 +131,27 @@ class Federations:
 
     def _build(self, seed: int, case: str, sharing: Sharing) -> Federation:
         left = self._left(case)
+        name = f"pre-training without {case}" if case else "pre-training"
+        examples, classes, among = self._examples, self.classes, None if left is None else ~(left | self._unused())
+        if sharing.data:
+            examples = self._others(sharing.data)
+            name, classes, among = f"pre-training on {examples.name}", tuple(range(len(examples.class_names))), None
         return tasks.federate(
-            self._examples,
-            classes=self.classes,
+            examples,
+            classes=classes,
             partition=sharing.partition,
             clients=sharing.clients,
             seed=seed,
-            name=f"pre-training without {case}" if case else "pre-training",
+            name=name,
             test_fraction=0.0,
             withheld=sharing.withheld,
-            merge=self._study.data.merge,
-            among=None if left is None else ~(left | self._unused()),
+            merge=self._study.data.merge or sharing.data is not None,
+            among=among,
         )
+
+    def _other(self, data: Source) -> Examples:
+        found = sources.load(data.source, input=data.input, label=data.label)
+        return fitting.fitted(found, self._examples.shape)
 
     def _tasks(self, label: str, seed: int) -> list[Federation]:
         table, (case, partition) = self._study.downstream, self.settings[label]

@@ -124,15 +124,13 @@ def load(material: Material, cell: Cell) -> Load:
         plan, personal = method.plan, method.personal
         federation = material.tasks(cell.partition, cell.seed)[cell.task]
     else:
-        method = material.parts.starts[cell.start]
-        plan, federation = method.plan, material.pretraining(cell.seed, cell.case, cell.start)
-        if method.start:
-            federation, plan = method.method.prepare(federation, plan)
+        run = material.pretraining_run(cell.start, cell.seed, cell.case)
+        plan, federation = run.plan, run.federation
     clients = len(federation.eligible)
     cohort = min(plan.cohort or clients, clients)
     examples = float(federation.parts["train"].sizes.sum() / clients)
     work = plan.rounds * cohort * _passed(plan, examples) + (clients * _passed(personal, examples) if personal else 0)
-    together = material.execution(cell.kind).together if plan.rounds else 1
+    together = material.execution(cell.kind, cell.start).together if plan.rounds else 1
     return Load(work, math.ceil(cohort / together))
 
 

@@ -13,7 +13,7 @@ from fedstart.engines.execution import Execution
 from fedstart.study.building import changed, distinct, find, partition, partition_label, plan
 from fedstart.study.building import table as table
 from fedstart.study.sharing import LeftOut, Sharing, check_cases, personal, sharing
-from fedstart.study.tables import Claim, Count, Published, Seed, Selection, Settings, Table
+from fedstart.study.tables import Claim, Count, Published, Seed, Selection, Settings, Table, Watch
 from fedstart.types import Plan
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Downstream(Table):
     personal: Annotated[
         Settings | None, Field(description="what differs from the plan where each client fine-tunes the final weights")
     ] = None
+    watch: Annotated[Watch | None, Field(description="probes of the weights on the way")] = None
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -96,6 +97,9 @@ class Entry(Table):
     plan: Annotated[Settings, Field(description="what differs from the table's plan")] = {}
     pretraining: Annotated[
         Settings | None, Field(description="what differs from [pretraining] for a start: partition, withheld, clients")
+    ] = None
+    model: Annotated[
+        ModelTable | None, Field(description="a start's own architecture, downstream too; none = that of [model]")
     ] = None
     choose: Annotated[
         dict[str, Annotated[list[Any], Field(min_length=1)]] | None,
@@ -132,6 +136,7 @@ class Study(Table):
 class Method:
     """An entry with its method and plan built; `start` says that the method is one of fedstart.starts.
 
+    `architecture` is a start's own; None = the study's.
     `personal` is the plan of an algorithm's clients when they fine-tune the final weights; None = they do not.
     """
 
@@ -139,6 +144,7 @@ class Method:
     method: Any
     plan: Plan
     start: bool
+    architecture: Architecture | None = None
     personal: Plan | None = None
 
 
@@ -146,7 +152,8 @@ class Method:
 class Parts:
     """What a study's tables describe, built; partitions by their labels, methods by the names of their entries.
 
-    `sharing` is how `[pretraining]` shares out its rows, `sharings` how each start does.
+    `sharing` is how `[pretraining]` shares out its rows, `sharings` how each start does. `probes` look at the weights
+    on the way, by name.
     """
 
     architecture: Architecture
@@ -155,6 +162,7 @@ class Parts:
     downstream_partitions: Mapping[str, Any]
     starts: Mapping[str, Method]
     algorithms: Mapping[str, Method]
+    probes: Mapping[str, Any]
 
 
 def build(study: Study, where: str) -> Parts:
@@ -167,13 +175,12 @@ def build(study: Study, where: str) -> Parts:
     labels = [partition_label(values) for values in study.downstream.partitions]
     distinct(labels, down)
     table(Execution, study.execution, f"{where} [execution]")
-    architecture = find("model", study.model.name, names.discover("fedstart.models"), f"{where} [model] name")
     before, after = study.pretraining, study.downstream
     check_cases(before.left_out, before.held_out, after.classes, where)
     shared = partition(before.partition, f"{where} [pretraining.partition]")
     base = Sharing(shared, before.clients, before.withheld, partition_label(before.partition))
     return Parts(
-        architecture=table(architecture, study.model.settings, f"{where} [model.settings]"),
+        architecture=_architecture(study.model, f"{where} [model"),
         sharing=base,
         sharings={entry.name: sharing(base, entry.pretraining, f"{starts} {entry.name}") for entry in study.starts},
         downstream_partitions={
@@ -187,7 +194,22 @@ def build(study: Study, where: str) -> Parts:
             ).items()
             for own in [f"{where} [downstream.personal]"]
         },
+        probes=_probes(after.watch.probes if after.watch else {}, f"{where} [downstream.watch.probes"),
     )
+
+
+def _architecture(given: ModelTable, where: str) -> Architecture:
+    """The architecture of a model table; `where` opens every error, up to the table's name."""
+    cls = find("model", given.name, names.discover("fedstart.models"), f"{where}] name")
+    return table(cls, given.settings, f"{where}.settings]")
+
+
+def _probes(given: Mapping[str, Settings], where: str) -> dict[str, Any]:
+    known = names.discover("fedstart.probes") if given else {}
+    return {
+        name: table(find("probe", name, known, f"{where}]"), settings, f"{where}.{name}]")
+        for name, settings in given.items()
+    }
 
 
 def _methods(entries: Sequence[Entry], base: Settings, base_where: str, where: str) -> dict[str, Method]:
@@ -200,10 +222,13 @@ def _methods(entries: Sequence[Entry], base: Settings, base_where: str, where: s
         place = f"{where} {entry.name}"
         if entry.pretraining is not None and not where.endswith("[[starts]]"):
             raise ValueError(f"{place} pretraining: not allowed here; it belongs to an entry of [[starts]]")
+        if entry.model is not None and not where.endswith("[[starts]]"):
+            raise ValueError(f"{place} model: not allowed here; it belongs to an entry of [[starts]]")
         if entry.choose:
             raise ValueError(f"{place} choose: not settled here; only starts of a study that is run can have it")
         cls = find("method", entry.method, {**algorithms, **starts}, f"{place} method")
         own = plan(base, entry.plan, f"{place} plan")
         method = table(cls, entry.settings, f"{place} settings")
-        built[entry.name] = Method(entry, method, own, entry.method in starts)
+        network = None if entry.model is None else _architecture(entry.model, f"{place} [model")
+        built[entry.name] = Method(entry, method, own, entry.method in starts, network)
     return built

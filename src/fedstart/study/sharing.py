@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_dataclass
 
 from fedstart import names
 from fedstart.study.building import changed, distinct, partition, partition_label, plan, table
 from fedstart.study.tables import Count, Settings, Table
-from fedstart.types import Plan
+from fedstart.types import STRICT, Plan
 
 LOCAL = ("local_steps", "local_epochs", "batch_size", "lr", "momentum", "weight_decay", "clip", "optimizer")
 """Settings of a plan that say how one client trains once on its own."""
@@ -27,6 +29,15 @@ class LeftOut(Table):
     unused: Annotated[list[str | int], Field(description="values whose rows nobody gets")] = []  # noqa: RUF012
 
 
+@settings_dataclass(frozen=True, config=STRICT)
+class Source:
+    """`pretraining.data` of a start: other examples than the study's (see `fedstart.data.sources.load`)."""
+
+    source: Annotated[str, Field(min_length=1, description="digits, synthetic[:...], hf:NAME or path:PLACE")]
+    input: Annotated[str | None, Field(description="column of the inputs; none = detected")] = None
+    label: Annotated[str | None, Field(description="column of the labels; none = detected")] = None
+
+
 class Changes(Table):
     """`pretraining` of a start: what differs for it from `[pretraining]`."""
 
@@ -35,16 +46,23 @@ class Changes(Table):
     withheld: Annotated[float | None, Field(ge=0, lt=1, description="share of the examples kept from every client")] = (
         None
     )
+    data: Annotated[
+        Source | None, Field(description="pre-train on these instead, all classes; fitted to the shape of the study's")
+    ] = None
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the rows of pre-training are shared out; equal ones make one federation. `label` names the partition."""
+    """How the rows of pre-training are shared out; equal ones make one federation. `label` names the partition.
+
+    `data` are other examples than the study's; None = the study's.
+    """
 
     partition: Any
     clients: int | None
     withheld: float
     label: str
+    data: Source | None = None
 
 
 def check_cases(left_out: LeftOut | None, held_out: object, classes: object, where: str) -> None:
@@ -70,6 +88,8 @@ def sharing(base: Sharing, changes: Settings | None, where: str) -> Sharing:
     """
     if changes is None:
         return base
+    if isinstance(changes.get("data"), Mapping):
+        changes = {**changes, "data": table(Source, changes["data"], f"{where} pretraining.data")}
     given: Changes = table(Changes, changes, f"{where} pretraining")
     other = given.partition
     return Sharing(
@@ -77,6 +97,7 @@ def sharing(base: Sharing, changes: Settings | None, where: str) -> Sharing:
         clients=base.clients if given.clients is None else given.clients,
         withheld=base.withheld if given.withheld is None else given.withheld,
         label=base.label if other is None else partition_label(other),
+        data=given.data,
     )
 
 

@@ -20,6 +20,8 @@ from fedstart.study import claims, published
 from fedstart.study.break_even import break_even
 from fedstart.study.cells import Cell, Material
 from fedstart.study.scored import evaluated
+from fedstart.study.targets import targets
+from fedstart.study.watching import watched
 from fedstart.types import Cost
 
 FORMAT = 1
@@ -54,6 +56,8 @@ def summary(
         "break_even": break_even(done, folder, random),
         "selection": dict(selection),
         "published": paper,
+        "watched": watched(downstream, folder),
+        "targets": targets(downstream, folder),
         "claims": claims.verdicts(study.claims, found, paper),
         "cells": len(done),
         "failures": [{"cell": key, "error": error} for key, error in failures.items()],

@@ -61,8 +61,22 @@ class Published(Table):
         return [str(one) for one in value] if isinstance(value, list) else str(value)
 
 
+class Watch(Table):
+    """`[downstream.watch]`: probes of each task's weights on the way to the end; see `fedstart.study.watching`."""
+
+    at: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]],
+        Field(min_length=1, description="shares of the rounds after which to look; 0 = at the start"),
+    ]
+    probes: Annotated[dict[str, Settings], Field(min_length=1, description="probe = its settings")]
+
+
 class Claim(Table):
-    """One of `[[claims]]`: that `first` is better than `second`; see `fedstart.study.claims`."""
+    """One of `[[claims]]`: that `first` is better than `second`; see `fedstart.study.claims`.
+
+    Two starts; with `start` given two algorithms, both from that start. `more_than` is another start, from which the
+    difference is said to be smaller.
+    """
 
     text: Annotated[str, Field(min_length=1, description="the claim in a sentence")]
     source: Annotated[str, Field(description="where it is claimed")] = ""
@@ -70,7 +84,11 @@ class Claim(Table):
         Literal["mean", "variance", "worst10", "worst20", "worst30"],
         Field(description="what is compared; better is higher, for the variance lower"),
     ] = "mean"
-    first: Annotated[str, Field(description="the start that is said to be better")]
-    second: Annotated[str, Field(description="the start that it is compared with")]
+    first: Annotated[str, Field(description="the start, or algorithm, that is said to be better")]
+    second: Annotated[str, Field(description="the start, or algorithm, that it is compared with")]
+    start: Annotated[str | None, Field(description="compare two algorithms from this start; none = two starts")] = None
+    more_than: Annotated[
+        str | None, Field(description="with start: that the difference is larger than from this other start")
+    ] = None
     algorithm: Annotated[str | None, Field(description="only under this algorithm; none = each")] = None
     partition: Annotated[str | None, Field(description="only on this partition; none = each")] = None

@@ -19,6 +19,7 @@ from fedstart.files import write_atomically, write_json
 from fedstart.runs import Outcome, RunDirectory, execute
 from fedstart.runs import Progress as Steps
 from fedstart.starts import Card, Start
+from fedstart.study import watching
 from fedstart.study.cells import Cell, Material, Run
 from fedstart.types import Counts, Diverged
 
@@ -62,11 +63,13 @@ def run_cell(
             return Result(cell, None)
         if cell.kind == "pretrain":
             run = material.pretraining_run(cell.start, cell.seed, cell.case)
-            weights, part = material.begin(cell.start, cell.seed), None
+            weights, part = material.begin(cell.start, cell.seed, cell.case), None
         else:
             start = Start.load(folder / cell.origin / "start")
-            run = material.downstream_run(cell.algorithm, cell.partition, cell.task, cell.seed, cell.begin)
-            weights, part = material.transfer(start.weights, run.model.classes, cell.task, cell.seed), "test"
+            place = (cell.start, cell.algorithm, cell.partition, cell.task, cell.seed)
+            run = material.downstream_run(*place, cell.begin)
+            classes = run.model.classes
+            weights, part = material.transfer(cell.start, start.weights, classes, cell.task, cell.seed), "test"
         directory.open(run.settings, run.fingerprints)
         write_json(directory.path / "cell.json", cell.place())
         try:
@@ -80,11 +83,14 @@ def run_cell(
                     weights,
                     engine,
                     evaluate=part,
+                    keep=watching.rounds(run),
                     progress=progress,
                 )
                 if run.personal:
                     own = personalise(engine, run.model, run.federation, run.personal, outcome.weights)
                     _add_personal(directory, own)
+                if run.probes:
+                    watching.look(directory, run, weights, outcome.weights, engine)
         except Diverged as error:
             directory.fail(error)
             return Result(cell, str(error))
