@@ -10,9 +10,9 @@ from fedstart.models import Model, load_architecture, renormalise
 from fedstart.models.cnn import CNN
 from fedstart.models.cnn3x3 import CNN3x3
 from fedstart.models.mlp import MLP
+from fedstart.models.plain_cnn import PlainCNN
 from fedstart.models.resnet18 import ResNet18
 from fedstart.models.simple_cnn import SimpleCNN
-from fedstart.models.plain_cnn import PlainCNN
 from fedstart.models.two_layer_cnn import TwoLayerCNN
 from fedstart.models.vgg import VGG
 
@@ -246,6 +246,12 @@ def test_sizes_of_the_stacks() -> None:
     assert three.describe()["parameters"] == 94_762
     assert [shapes(vgg)[f"conv{number}.weight"][0] for number in range(1, 9)] == [64, 64, 128, 128, 256, 256, 512, 512]
     assert vgg.describe()["parameters"] == 4_692_426
+    two = Model(PlainCNN(channels=(6,)), (3, 1, 1), 4)
+    assert shapes(two) == {
+        "conv1.weight": (6, 3, 3, 3), "norm1.weight": (6,), "norm1.bias": (6,), "fc.weight": (4, 6), "fc.bias": (4,),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="at least 2"):
+        Model(PlainCNN(channels=(4, 4)), (3, 1, 1), 4).init(0)
     assert (three.head, vgg.head) == (("fc.weight", "fc.bias"), ("fc.weight", "fc.bias"))
 
 
@@ -326,7 +332,7 @@ def test_unsuitable_input_shape(architecture: CNN, shape: tuple[int, ...], messa
         ("two_layer_cnn", {"sigma_0": 0.0}, "model 'two_layer_cnn': sigma_0: "),
         ("vgg", {"width": 6, "groups": 4}, "model 'vgg': groups must divide width, got groups 4 and width 6"),
         ("vgg", {"norm": "layer"}, "model 'vgg': norm: "),
-        ("plain_cnn", {"channels": [4, 4]}, "model 'plain_cnn': channels"),
+        ("plain_cnn", {"channels": []}, "model 'plain_cnn': channels"),
         (
             "plain_cnn",
             {"channels": [4, 6, 8], "groups": 4},

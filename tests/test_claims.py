@@ -21,6 +21,8 @@ from fedstart.study.claims import verdicts
 from fedstart.study.tables import Claim
 from fedstart.types import Cost, Counts
 
+ALGORITHMS = {"start": "random", "first": "fedavg", "second": "fedprox"}
+
 
 def cell(start: str, task: int, seed: int, *percents: int, algorithm: str = "fedavg", partition: str = "iid") -> Cell:
     total = np.full(len(percents), 100)
@@ -140,6 +142,103 @@ def test_one_verdict_for_each_setting_in_which_both_ran() -> None:
     assert places(second="c") == [] == verdicts([], ran, [])
 
 
+def two_algorithms(start: str, differences: dict[int, list[int]], partition: str = "iid") -> list[Cell]:
+    """Cells of `fast` and `slow` from one start, whose mean accuracies differ by so much."""
+    return [
+        cell(start, task, seed, 50 + (value if algorithm == "fast" else 0), algorithm=algorithm, partition=partition)
+        for seed, values in differences.items()
+        for task, value in enumerate(values)
+        for algorithm in ("slow", "fast")
+    ]
+
+
+def of_algorithms(**changes: Any) -> Claim:
+    return claim(**{"start": "a", "first": "fast", "second": "slow", **changes})
+
+
+def test_two_algorithms_are_compared_from_one_start() -> None:
+    ran = [
+        *two_algorithms("a", {0: [1, 2], 2: [4, 5]}),
+        *two_algorithms("b", {0: [-9, -9], 2: [-9, -8]}),
+        *two_algorithms("a", {0: [-7, -8]}, partition="dirichlet(0.5)"),
+    ]
+    iid, skewed = verdicts([of_algorithms()], ran, [])
+    limits = stats.ttest_1samp([1, 2, 4, 5], 0).confidence_interval(0.95)
+    assert {**iid, "low": None, "high": None} == {
+        "text": "a is better",
+        "source": "Table 1a",
+        "score": "mean",
+        "first": "fast",
+        "second": "slow",
+        "start": "a",
+        "more_than": None,
+        "algorithm": "fast",
+        "partition": "iid",
+        "published": None,
+        "difference": 3.0,
+        "low": None,
+        "high": None,
+        "n": 4,
+        "seeds": 2,
+        "by_seed": [1.5, 4.5],
+        "verdict": "reproduced",
+    }
+    assert (iid["low"], iid["high"]) == pytest.approx((limits.low, limits.high))
+    assert (skewed["partition"], skewed["difference"], skewed["verdict"]) == ("dirichlet(0.5)", -7.5, "not reproduced")
+    assert [row["partition"] for row in verdicts([of_algorithms(partition="iid")], ran, [])] == ["iid"]
+    (turned,) = verdicts([of_algorithms(first="slow", second="fast", start="b", partition="iid")], ran, [])
+    assert (turned["algorithm"], turned["difference"], turned["verdict"]) == ("slow", 8.75, "reproduced")
+
+
+def test_a_difference_larger_than_from_another_start_by_hand() -> None:
+    ran = [*two_algorithms("a", {0: [5, 9], 1: [8, 4]}), *two_algorithms("b", {0: [2, 3], 1: [1, 1]})]
+    (found,) = verdicts([of_algorithms(more_than="b")], ran, [])
+    limits = stats.ttest_1samp([3, 6, 7, 3], 0).confidence_interval(0.95)
+    assert (found["start"], found["more_than"], found["algorithm"]) == ("a", "b", "fast")
+    assert (found["difference"], found["by_seed"], found["n"], found["seeds"]) == (4.75, [4.5, 5.0], 4, 2)
+    assert (found["low"], found["high"]) == pytest.approx((limits.low, limits.high))
+    assert found["verdict"] == "reproduced"
+    (turned,) = verdicts([of_algorithms(start="b", more_than="a")], ran, [])
+    assert (turned["difference"], turned["verdict"]) == (-4.75, "not reproduced")
+
+
+def test_only_pairs_that_all_four_have_count() -> None:
+    ran = [*two_algorithms("a", {0: [5, 9, 7]}), *two_algorithms("b", {0: [2, 3]})]
+    (found,) = verdicts([of_algorithms(more_than="b")], ran, [])
+    assert (found["n"], found["difference"]) == (2, 4.5)
+    without = [one for one in ran if (one.start, one.algorithm) != ("b", "slow")]
+    assert verdicts([of_algorithms(more_than="b")], without, []) == []
+    assert len(verdicts([of_algorithms()], without, [])) == 1
+    assert verdicts([of_algorithms(start="c")], ran, []) == []
+
+
+def test_a_claim_of_two_starts_and_one_of_two_algorithms_side_by_side() -> None:
+    ran = [*two_algorithms("a", {0: [5, 6]}), *two_algorithms("b", {0: [2, 4]})]
+    found = verdicts([claim(), of_algorithms()], ran, [])
+    assert [(row["algorithm"], row["start"], row["difference"]) for row in found] == [
+        ("slow", None, 0.0),
+        ("fast", None, 2.5),
+        ("fast", "a", 5.5),
+    ]
+
+
+def test_the_paper_s_difference_of_two_algorithms_is_that_from_the_start() -> None:
+    """Starts and algorithms may have the same names: a start made by FedAvg, and FedAvg downstream."""
+    made = [("fast", 70.0), ("slow", 60.0), ("a", 40.0)]
+    paper = [
+        {"start": start, "algorithm": algorithm, "partition": "iid", "accuracy": accuracy + extra}
+        for start, accuracy in made
+        for algorithm, extra in (("fast", 3.0), ("slow", 1.0))
+    ]
+    ran = [*two_algorithms("a", {0: [5, 6]}), *two_algorithms("fast", {0: [1, 2]})]
+    (found,) = verdicts([of_algorithms()], ran, paper)
+    assert found["published"] == 2.0
+    (larger,) = verdicts([of_algorithms(more_than="fast")], ran, paper)
+    assert larger["published"] in (None, 0.0)
+    (missing,) = verdicts([of_algorithms()], ran, paper[:-1])
+    assert missing["published"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -149,6 +248,14 @@ def test_one_verdict_for_each_setting_in_which_both_ran() -> None:
         ({"algorithm": "fedavgg"}, r"number 1: unknown algorithm 'fedavgg'; did you mean 'fedavg'"),
         ({"partition": "idd"}, r"number 1: unknown partition 'idd'; did you mean 'iid'"),
         ({"txt": "x"}, r"number 1: unknown setting 'txt'; did you mean 'text'"),
+        ({"start": "random"}, r"number 1: unknown algorithm 'coprefl' \(allowed: fedavg, fedprox\)"),
+        ({**ALGORITHMS, "start": "randm"}, r"number 1: unknown start 'randm'; did you mean 'random'"),
+        ({**ALGORITHMS, "second": "fedpro"}, r"number 1: unknown algorithm 'fedpro'; did you mean 'fedprox'"),
+        ({**ALGORITHMS, "second": "fedavg"}, r"number 1: first and second are both 'fedavg'"),
+        ({**ALGORITHMS, "algorithm": "fedavg"}, r"number 1 algorithm: not allowed with start"),
+        ({**ALGORITHMS, "more_than": "coprfl"}, r"number 1: unknown start 'coprfl'; did you mean 'coprefl'"),
+        ({**ALGORITHMS, "more_than": "random"}, r"number 1 more_than: needs start, and another one than 'random'"),
+        ({"more_than": "random"}, r"number 1 more_than: needs start, and another one than 'random'"),
     ],
 )
 def test_a_wrong_claim_is_named_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -160,11 +267,12 @@ def test_a_wrong_claim_is_named_in_one_line(tmp_path: Path, changes: dict[str, A
         "pretraining": {"held_out": 4, "partition": {"name": "iid"}, "plan": {"local_steps": 1}},
         "downstream": {"classes_per_task": 2, "partitions": [{"name": "iid"}], "plan": {"local_steps": 1}},
         "starts": [{"method": "random"}, {"method": "coprefl"}],
-        "algorithms": [{"method": "fedavg"}],
+        "algorithms": [{"method": "fedavg"}, {"method": "fedprox"}],
     }
     given = {"text": "CoPreFL is better", "first": "coprefl", "second": "random"}
-    (tmp_path / "study.toml").write_text(tomli_w.dumps({**tables, "claims": [given]}))
-    assert [row.score for row in study.load(tmp_path / "study.toml").claims] == ["mean"]
+    right = [given, {**given, **ALGORITHMS}, {**given, **ALGORITHMS, "more_than": "coprefl"}]
+    (tmp_path / "study.toml").write_text(tomli_w.dumps({**tables, "claims": right}))
+    assert [row.score for row in study.load(tmp_path / "study.toml").claims] == ["mean"] * 3
     (tmp_path / "study.toml").write_text(tomli_w.dumps({**tables, "claims": [{**given, **changes}]}))
     with pytest.raises(ValueError, match=message) as caught:
         study.load(tmp_path / "study.toml")

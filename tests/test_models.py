@@ -19,10 +19,10 @@ from fedstart.models import Model, load_architecture
 from fedstart.models.cnn import CNN
 from fedstart.models.cnn3x3 import CNN3x3
 from fedstart.models.mlp import MLP
+from fedstart.models.plain_cnn import PlainCNN
 from fedstart.models.renormalised import Renormalised
 from fedstart.models.resnet18 import ResNet18
 from fedstart.models.simple_cnn import SimpleCNN
-from fedstart.models.plain_cnn import PlainCNN
 from fedstart.models.two_layer_cnn import TwoLayerCNN
 from fedstart.models.vgg import VGG
 

@@ -95,7 +95,9 @@ def split(joined: Weights) -> list[Weights]:
 
 def dot(left: Weights, right: Weights) -> float:
     """Inner product in float64 over the names of `right`."""
-    return sum(float((left[n].double() * right[n].double()).sum()) for n in right if right[n].is_floating_point())
+    # Weights read from a file come in any order, and sums depend on it by rounding.
+    names = sorted(name for name in right if right[name].is_floating_point())
+    return sum(float((left[name].double() * right[name].double()).sum()) for name in names)
 
 
 def norm(weights: Weights) -> float:

@@ -52,7 +52,8 @@ class Plan:
     local_steps: Annotated[int | None, Field(ge=1, description="tau: minibatch steps per round and client")] = None
     local_epochs: Annotated[int | None, Field(ge=1, description="E: passes over the client's part per round")] = None
     schedule: Annotated[
-        Schedule | None, Field(description="tau of later rounds, by kind: step, cosine, adaptive or plateau; none = constant")
+        Schedule | None,
+        Field(description="tau of later rounds: step, cosine, adaptive, plateau; none = constant"),
     ] = None
     batch_size: Annotated[int, Field(ge=1, description="examples per minibatch")] = 32
     lr: Annotated[float, Field(gt=0, description="eta: local learning rate")] = 0.01

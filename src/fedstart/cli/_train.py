@@ -106,12 +106,11 @@ def pretrain(request: Pretraining, screen: Screen) -> None:
     algorithm, plan = request.chosen.method, request.chosen.plan
     architecture = load_architecture(request.model, request.chosen.tables["model"], "[model]")
     federation, told = share_out(request.source, request.chosen.partition, plan.seed)
-    model = Model(architecture, federation.examples.shape, len(federation.classes))
-    if request.method in names.discover("fedstart.starts"):
-        weights = algorithm.begin(model, plan.seed)
+    begins = request.method in names.discover("fedstart.starts")
+    if begins:
         federation, plan = algorithm.prepare(federation, plan)
-    else:
-        weights = model.init(plan.seed)
+    model = Model(architecture, federation.examples.shape, len(federation.classes))
+    weights = algorithm.begin(model, plan.seed) if begins else model.init(plan.seed)
     execution = execution_of(request, model, federation, plan)
     job = Job("pretrain", request.method, algorithm, model, federation, plan, weights, execution, told)
     directory = RunDirectory(request.out)

@@ -21,8 +21,8 @@ class PlainCNN:
     """3x3 convolutions, each with normalisation and ReLU, 2x2 max-pooling behind all but the last, the mean over all
     places, then one linear layer. One convolution makes the two-layer CNN whose second layer is trained.
 
-    The network is ours: no paper fixes it. Images from `2^(n - 1)` pixels a side with n convolutions. 3x32x32 inputs and
-    10 classes: 94,762 parameters with the defaults. `norm="none"` has biases in the place of normalisation.
+    The network is ours: no paper fixes it. Images from `2^(n - 1)` pixels a side with n convolutions. 3x32x32 inputs
+    and 10 classes: 94,762 parameters with the defaults. `norm="none"` has biases in the place of normalisation.
     Raises ValueError if `groups` does not divide each of `channels`.
     """
 

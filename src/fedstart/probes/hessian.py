@@ -46,7 +46,7 @@ class Hessian:
         "2 backward passes for each draw of the trace, and 1 forward and 1 backward pass for every 4 draws"
     )
 
-    examples: Annotated[int, Field(ge=1, description="training examples, drawn from all clients")] = 256
+    examples: Annotated[int, Field(ge=1, description="training examples, drawn from all clients")] = 128
     steps: Annotated[int, Field(ge=1, description="most Lanczos steps")] = 20
     draws: Annotated[int, Field(ge=2, description="random vectors of the trace")] = 4
     top: Annotated[int, Field(ge=1, description="how many of the largest eigenvalues")] = 1

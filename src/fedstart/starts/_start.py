@@ -30,11 +30,11 @@ class Beginning(Algorithm, Protocol):
     """A way to begin that is not a federated method: it also chooses the first weights, and adjusts data and plan."""
 
     def begin(self, model: Model, seed: int) -> Weights:
-        """The weights before the first round."""
+        """The weights before the first round; the model has as many outputs as the prepared federation classes."""
         ...
 
     def prepare(self, federation: Federation, plan: Plan) -> tuple[Federation, Plan]:
-        """The federation and plan to train with."""
+        """The federation and plan to train with, which may be another federation of inputs of the same shape."""
         ...
 
 

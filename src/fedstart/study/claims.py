@@ -75,10 +75,11 @@ def verdicts(
             wanted = (claim.algorithm or algorithm) if claim.start is None else claim.first
             if (algorithm, partition) != (wanted, claim.partition or partition):
                 continue
-            sides = [grouped.get(place, {}) for place in _places(claim, algorithm, partition)]
+            places = _places(claim, algorithm, partition)
+            sides = [grouped.get(place, {}) for place in places]
             pairs = sorted(set.intersection(*map(set, sides)), key=lambda pair: (pair[1], pair[0]))
             if pairs:
-                rows = [paper.get((start, algorithm, partition)) for start in (claim.first, claim.second)]
+                rows = [paper.get(place) for place in places[:2]] if claim.more_than is None else [None, None]
                 found.append(_verdict(claim, (algorithm, partition), sides, pairs, _difference(claim, rows)))
     return found
 

@@ -13,7 +13,7 @@ from fedstart import names
 from fedstart.study import claims, published, selection
 from fedstart.study.schema import Data, Downstream, Entry, ModelTable, Pretraining, Study, table
 from fedstart.study.sharing import LeftOut
-from fedstart.study.tables import Claim, Published, Selection
+from fedstart.study.tables import Claim, Published, Selection, Watch
 
 _TABLES = {
     "data": Data,
@@ -197,9 +197,10 @@ def _study(raw: Mapping[str, Any], where: str) -> Study:
 
 def _nested(name: str, values: Any, where: str) -> Any:
     """A table with the one inside it built before, so that an error names its keys."""
-    if name != "pretraining" or not isinstance(values, Mapping) or "left_out" not in values:
+    key, cls = {"pretraining": ("left_out", LeftOut), "downstream": ("watch", Watch)}.get(name, ("", None))
+    if cls is None or not isinstance(values, Mapping) or key not in values:
         return values
-    return {**values, "left_out": table(LeftOut, values["left_out"], f"{where} [pretraining.left_out]")}
+    return {**values, key: table(cls, values[key], f"{where} [{name}.{key}]")}
 
 
 def _entry(entry: Any, where: str, number: int) -> Entry:

@@ -27,15 +27,16 @@ def look(directory: RunDirectory, run: Run, begin: Weights, end: Weights, engine
 
     Probes find the weights of the last round as `end` and those before the first as `start`. Kept weights are removed.
     """
-    found: list[dict[str, Any]] = []
-    for number in rounds(run):
-        weights = checkpoints.read(directory.kept(number)).state.weights if number else begin
-        subject = Subject(run.model, run.federation, weights, run.plan, engine, {"start": begin, "end": end})
-        for name, probe in run.probes.items():
-            measured = probe.measure(subject)
-            about = {"round": number, "probe": name}
-            found.append({**about, "values": dict(measured.values), "rows": list(measured.rows)})
-    write_json(directory.path / PROBES, {"format": 1, "rounds": run.plan.rounds, "found": found})
+    if not (directory.path / PROBES).exists():
+        found: list[dict[str, Any]] = []
+        for number in rounds(run):
+            weights = checkpoints.read(directory.kept(number)).state.weights if number else begin
+            subject = Subject(run.model, run.federation, weights, run.plan, engine, {"start": begin, "end": end})
+            for name, probe in run.probes.items():
+                measured = probe.measure(subject)
+                about = {"round": number, "probe": name}
+                found.append({**about, "values": dict(measured.values), "rows": list(measured.rows)})
+        write_json(directory.path / PROBES, {"format": 1, "rounds": run.plan.rounds, "found": found})
     for number in rounds(run):
         directory.kept(number).unlink(missing_ok=True)
 
