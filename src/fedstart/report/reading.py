@@ -19,6 +19,7 @@ from fedstart.types import Counts
 
 _SETTING = ("algorithm", "partition", "n")
 _ROW = ("start", *_SETTING, "mean", "low", "high", "variance", "worst10", "worst20", "worst30", "seeds", "tasks")
+_SPENT = ("rounds", "bytes", "examples")
 _CONTRAST = ("first", "second", *_SETTING, "difference", "low", "high", "p", "p_holm")
 
 _ROWS = {
@@ -26,6 +27,8 @@ _ROWS = {
     "contrasts": _CONTRAST,
     "published": ("start", "algorithm", "partition", "method", "table", "accuracy", "variance"),
     "claims": ("text", "source", "score", *_CONTRAST[:8], "published", "by_seed", "verdict"),
+    "targets": ("start", *_SETTING, "target", *_SPENT, *(f"{kind}_ratio" for kind in _SPENT)),
+    "watched": ("start", *_SETTING, "round", "rounds", "probe", "value", "layer", "mean", "low", "high"),
 }
 _BY_START = {
     "selection": ("rule", "chosen", "candidates"),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fedstart.report.record import DAGGER, OPTIMISTIC, Record
 from fedstart.report.style import plain
 
-NAMES = ("start", "first", "second", "against")
+NAMES = ("start", "first", "second", "against", "more_than")
 """Columns that hold names of starts: a start whose settings were chosen on the test tasks has a dagger there."""
 _LATEX = str.maketrans(
     {
