@@ -206,7 +206,7 @@ def test_movement_from_where_it_is_and_from_zero(model, federation, weights, pla
 
 
 def test_movement_refuses_in_one_line(model, federation, weights, plan):
-    with pytest.raises(ValueError, match=r"^movement needs weights .* got iid \(allowed: start, end\)$"):
+    with pytest.raises(ValueError, match=r"^movement needs weights .* got iid \(allowed: start, end\); fedstart"):
         Movement().measure(subject_of(model, federation, weights, plan, iid=weights))
     other = {**weights, "fc.bias": torch.zeros(7)}
     with pytest.raises(ValueError, match=r"^movement, end: tensor 'fc.bias' has shape \(7,\), but the model needs"):

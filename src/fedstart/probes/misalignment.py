@@ -49,7 +49,10 @@ class Misalignment:
     def scores(self, subject: Subject) -> dict[str, Tensor]:
         """For each layer the product of every filter with its reference, shape (filters,): negative = misaligned."""
         if "end" not in subject.others:
-            raise ValueError("misalignment needs weights to compare with: others = {'end': weights of a later round}")
+            raise ValueError(
+                "misalignment needs weights to compare with: others = {'end': weights of a later round}; "
+                "fedstart diagnose takes them with --end"
+            )
         here, there = subject.weights, subject.others["end"]
         if self.kind == "response":
             left, right = (responses(subject, weights, self.examples) for weights in (here, there))

@@ -29,7 +29,10 @@ class Movement:
         found = [name for name in ("start", "end") if name in subject.others]
         if not found:
             given = ", ".join(sorted(subject.others)) or "nothing"
-            raise ValueError(f"movement needs weights to compare with in others, got {given} (allowed: start, end)")
+            raise ValueError(
+                f"movement needs weights to compare with in others, got {given} (allowed: start, end); "
+                "fedstart diagnose takes an end with --end"
+            )
         network: Numbers = {}
         rows: dict[str, Numbers] = {layer: {} for layer in subject.model.parameters}
         for name in found:
