@@ -135,3 +135,10 @@ def test_what_is_no_image_is_refused_in_one_line(given: tuple[int, ...], wanted:
     ) as caught:
         fitted(examples, wanted)
     assert str(given) in str(caught.value) and str(wanted) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_channel_that_never_varies_can_be_normalised() -> None:
+    labels = np.array([0, 1])
+    white = Examples("white", torch.full((2, 1, 4, 4), 255, dtype=torch.uint8), labels, ("a", "b"), "print")
+    found = fitted(white, (3, 8, 8))
+    assert (found.mean, found.std) == ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedstart.data.cache import statistics
 from fedstart.data.federation import Examples
 
 CHUNK = 1024
@@ -32,22 +33,14 @@ def fitted(examples: Examples, shape: tuple[int, ...]) -> Examples:
         )
     pieces = [_fit(examples.inputs[begin : begin + CHUNK], shape) for begin in range(0, len(examples), CHUNK)]
     inputs = torch.cat(pieces)
-    found = [_moments(inputs[:, channel]) for channel in range(shape[0])]
+    mean, std = statistics(inputs.numpy())
     return replace(
         examples,
         inputs=inputs.contiguous(memory_format=torch.channels_last),
         fingerprint=hashlib.sha256(f"{examples.fingerprint} {shape}".encode()).hexdigest(),
-        mean=tuple(mean for mean, _ in found),
-        std=tuple(std for _, std in found),
+        mean=mean,
+        std=std,
     )
-
-
-def _moments(values: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of uint8 values, 1 being the largest."""
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    shares = torch.bincount(values.flatten(), minlength=256).double() / values.numel()
-    mean = (shares * levels).sum()
-    return float(mean), float((shares * (levels - mean).square()).sum().sqrt())
 
 
 def _fit(images: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -106,7 +106,7 @@ class Material:
         self.held_out, self.classes = self.federations.held_out, self.federations.classes
         self.pretraining, self.tasks = self.federations.pretraining, self.federations.tasks
         self.model = functools.cache(self._model)
-        self._prepared = functools.cache(self._prepare)
+        self.prepared = functools.cache(self._prepare)
 
     def execution(self, kind: Literal["pretrain", "downstream"], start: str) -> Execution:
         """How the engine computes in cells of this kind and the start's architecture: as the study says, else what is
@@ -129,7 +129,7 @@ class Material:
 
     def begin(self, start: str, seed: int, case: str = "") -> Weights:
         """The weights before pre-training: the model's initial weights of the seed, or those of a file."""
-        method, (federation, _) = self.parts.starts[start], self._prepared(start, seed, case)
+        method, (federation, _) = self.parts.starts[start], self.prepared(start, seed, case)
         model = self.model(start, len(federation.classes))
         return method.method.begin(model, seed) if method.start else model.init(seed)
 
@@ -149,7 +149,7 @@ class Material:
         Raises ValueError for a case that the study does not have.
         """
         method = self.parts.starts[start]
-        federation, plan = self._prepared(start, seed, case)
+        federation, plan = self.prepared(start, seed, case)
         model = self.model(start, len(federation.classes))
         begin = tree.fingerprint(self.begin(start, seed, case))
         execution = self.execution("pretrain", start) if plan.rounds else Execution()

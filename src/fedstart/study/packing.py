@@ -124,8 +124,7 @@ def load(material: Material, cell: Cell) -> Load:
         plan, personal = method.plan, method.personal
         federation = material.tasks(cell.partition, cell.seed)[cell.task]
     else:
-        run = material.pretraining_run(cell.start, cell.seed, cell.case)
-        plan, federation = run.plan, run.federation
+        federation, plan = material.prepared(cell.start, cell.seed, cell.case)
     clients = len(federation.eligible)
     cohort = min(plan.cohort or clients, clients)
     examples = float(federation.parts["train"].sizes.sum() / clients)
