@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,22 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def claimed(directory: Path, work: str) -> AbstractContextManager[object]:
+    """Makes a directory and holds it against other processes; the lock goes with the process, however that ends.
+
+    Raises ValueError, saying that another process is doing this `work` there, and OSError where it cannot be made.
+    """
+    import filelock
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(directory / ".lock", timeout=0).acquire()
+    except filelock.Timeout:
+        raise ValueError(f"{directory}: another process is {work} there") from None
+    except OSError as error:
+        raise cannot("make", directory, error) from None
 
 
 def remove_temporary_files(directory: Path) -> None:

@@ -8,12 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import filelock
 import torch
 
 from fedstart import __version__
 from fedstart.engines.allocation import one_torch_thread
-from fedstart.files import cannot, read_json, remove_temporary_files, write_json
+from fedstart.files import cannot, claimed, read_json, remove_temporary_files, write_json
 from fedstart.lab.findings import Findings
 
 
@@ -37,14 +36,11 @@ def run(chosen: Mapping[str, Experiment], out: Path, progress: Progress) -> None
     One whose file holds the same settings and versions is not run again. Raises OSError where a file cannot be written,
     ValueError where another process works in the directory.
     """
-    try:
-        (out / "lab").mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(out / ".lock", timeout=0).acquire()
-    except filelock.Timeout:
-        raise ValueError(f"{out}: another process is running the lab there") from None
-    except OSError as error:
-        raise cannot("make", out, error) from None
-    with held:
+    with claimed(out, "running the lab"):
+        try:
+            (out / "lab").mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot("make", out, error) from None
         _run(chosen, out / "lab", out / "timing.json", progress)
 
 

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import filelock
 import torch
 
 from fedstart import __version__, tree
 from fedstart.data.federation import Federation
 from fedstart.engines.local import LocalEngine
-from fedstart.files import cannot, first_difference, read_json, remove_temporary_files, write_json
+from fedstart.files import claimed, first_difference, read_json, remove_temporary_files, write_json
 from fedstart.models import Model
 from fedstart.probes._subject import Probe, Subject
 from fedstart.types import Plan, Weights
@@ -84,14 +83,7 @@ def run(
     Raises ValueError where the directory holds another diagnosis or another process works in it, OSError where a file
     cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(out / ".lock", timeout=0).acquire()
-    except filelock.Timeout:
-        raise ValueError(f"{out}: another process is at work there") from None
-    except OSError as error:
-        raise cannot("make", out, error) from None
-    with held:
+    with claimed(out, "at work"):
         remove_temporary_files(out)
         about = _about(patients, ward)
         book = _Book(out, about, _held(out / FILE, about), _seconds(out / CLOCK))
