@@ -11,6 +11,9 @@ from fedstart.data.federation import Examples, Federation, Positions
 from fedstart.models import Model, load_architecture
 from fedstart.types import Plan, Weights
 
+# pytest runs a process on every core already; more threads of torch would wait for one another, spinning.
+torch.set_num_threads(1)
+
 SIZES = (5, 11, 23, 8, 17, 14)
 CLASSES = 3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,15 +27,6 @@ WORLDS = {
     "three classes": replace(SMALL, classes=3, K=3, N=7, flips=0.15),
 }
 each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Small products only: beside other work, a second thread makes them many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache

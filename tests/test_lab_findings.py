@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,15 +27,6 @@ WORLDS = {
 }
 each_world = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 TRAINING = runs.Training(FedAvg(), 0.3, 20, draws=200)
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Small products only: beside other work, a second thread makes them many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(world: World, seed: int, start: Tensor | None = None) -> tuple[Geometry, Tensor, Samples]:

@@ -27,6 +27,7 @@ from fedstart.runs import RunDirectory
 from fedstart.study import choosing, selection
 from fedstart.study.cells import Material
 from fedstart.types import Counts
+from study_files import results
 
 TABLES: dict[str, Any] = {
     "name": "chosen",
@@ -73,15 +74,6 @@ def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def results(out: Path) -> dict[str, bytes]:
-    """Every file that must not depend on how the study was run."""
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name not in ("timing.json", ".lock")
-    }
 
 
 def labels(partitions: Path) -> set[int]:

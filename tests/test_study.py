@@ -23,6 +23,7 @@ from fedstart.data.tasks import load_partition
 from fedstart.starts import Start
 from fedstart.study import Study
 from fedstart.study.cells import Material, plan_cells
+from study_files import results
 
 TABLES: dict[str, Any] = {
     "name": "small",
@@ -68,15 +69,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study, run without interruption in one process. Tests only read it."""
     return study.run(study.load(file), tmp_path_factory.mktemp("study") / "whole")
-
-
-def results(out: Path) -> dict[str, bytes]:
-    """Every file of a study that must not depend on how it was run."""
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name not in ("timing.json", ".lock") and path.parts[-2] != "unused"
-    }
 
 
 def cells(out: Path) -> dict[str, Path]:

@@ -33,6 +33,7 @@ from fedstart.study import watching, work
 from fedstart.study.cells import Material, plan_cells
 from fedstart.training import train
 from fedstart.types import Plan
+from study_files import results
 
 OTHER = "synthetic:classes=3,size=12,channels=3,examples=60"
 CNN = {"name": "plain_cnn", "settings": {"channels": [4]}}
@@ -86,15 +87,6 @@ def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def material(file: Path) -> Material:
     return Material(study.load(file))
-
-
-def results(out: Path) -> dict[str, bytes]:
-    """Every file of a study that must not depend on how it was run."""
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name not in ("timing.json", ".lock")
-    }
 
 
 def cells(out: Path, **place: Any) -> list[Path]:

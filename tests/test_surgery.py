@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -151,15 +151,6 @@ def trained(model: Model, dtype: torch.dtype = torch.float32, seed: int = 3) -> 
 def inputs_of(model: Model, count: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
     values = keys.generator(seed, "test-surgery-inputs").normal(size=(count, *model.shape))
     return torch.from_numpy(0.3 + values).to(dtype)
-
-
-@pytest.fixture(autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Small networks only: beside other work, a second thread makes them many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def close(left: Tensor, right: Tensor, relative: float) -> bool:

@@ -81,14 +81,19 @@ def run(
     scale: Annotated[str | None, typer.Option(help="One of the study's scales.")] = None,
     jobs: JobsPerCore = None,
     threads: Threads = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Run nothing: say how long it would take here.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a study, or go on with it where it stopped; ends in a report."""
+    """Run a study, or go on with it where it stopped; ends in a report.
+
+    With --estimate nothing runs and no directory is made: a few local steps of each kind of cell are timed, for a large
+    network a minute or more each, and the time of the whole study is counted from that.
+    """
     from fedstart.cli import _output, _study
 
     request = _study.Request(study, tuple(settings or ()), out, scale, jobs, threads)
-    _study.run(request, _output.Screen(json, quiet))
+    (_study.estimate if estimate else _study.run)(request, _output.Screen(json, quiet))
 
 
 @app.command()
@@ -167,7 +172,7 @@ def pretrain(
     # Imports torch, which takes more than a second: what is wrong in the settings was told before.
     from fedstart.cli import _train
 
-    source = _train.Source(data, input, label, classes, partition, clients)
+    source = _settings.Source(data, input, label, classes, partition, clients)
     run = _train.Pretraining(method, model, source, chosen, out, threads)
     _train.pretrain(run, _output.Screen(json, quiet))
 
@@ -216,7 +221,7 @@ def federate(
     # Imports torch, which takes more than a second: what is wrong in the settings was told before.
     from fedstart.cli import _train
 
-    source = _train.Source(data, input, label, classes, partition, clients, test_fraction)
+    source = _settings.Source(data, input, label, classes, partition, clients, test_fraction)
     run = _train.Downstream(start, method, model, source, chosen, out, threads)
     screen = _output.Screen(json, quiet)
     if engine is Engine.flower:
@@ -261,11 +266,10 @@ def diagnose(
     fedstart diagnose start random --data digits --out xray plan.lr=0.1 probe.hessian.examples=64
     A probe that cannot be measured says why; misalignment and movement need --end.
     """
-    from fedstart.cli import _diagnose, _output
+    from fedstart.cli import _diagnose, _output, _settings
 
-    request = _diagnose.Request(
-        words, probes, end, model, data, input, label, classes, partition, clients, test_fraction, out, threads
-    )
+    source = _settings.Source(data, input, label, classes, partition, clients, test_fraction)
+    request = _diagnose.Request(words, probes, end, model, source, out, threads)
     _diagnose.run(request, _output.Screen(json, quiet))
 
 

@@ -35,13 +35,7 @@ class Request:
     probes: str | None
     end: Path | None
     model: str | None
-    data: str
-    input: str | None
-    label: str | None
-    classes: str | None
-    partition: str
-    clients: int | None
-    test_fraction: float
+    source: _settings.Source
     out: Path
     threads: int | None
 
@@ -56,7 +50,7 @@ def run(request: Request, screen: Screen) -> None:
     chosen = _chosen(request.probes, given["probe"])
     # Clients' local work is that of FedAvg, whatever made the start.
     others = [word for word in settings if not word.startswith("probe.")]
-    setup = _settings.choose(others, "fedavg", ("fedstart.algorithms",), request.partition)
+    setup = _settings.choose(others, "fedavg", ("fedstart.algorithms",), request.source.partition)
     held = [name for name in _OTHERS if (request.out / name).exists()]
     if held:
         raise ValueError(f"{request.out} holds something else ({held[0]}); name another directory with --out")
@@ -76,16 +70,7 @@ def run(request: Request, screen: Screen) -> None:
 
     cards, bare = _networks(request, places, given["model"])
     end = None if request.end is None else _end(request.end)
-    source = _train.Source(
-        request.data,
-        request.input,
-        request.label,
-        request.classes,
-        request.partition,
-        request.clients,
-        request.test_fraction,
-    )
-    federation, told = _train.share_out(source, setup.partition, setup.plan.seed)
+    federation, told = _train.share_out(request.source, setup.partition, setup.plan.seed)
     # A cohort larger than the federation is refused before anything is written.
     draw(federation, setup.plan, 1)
     patients = [
@@ -94,7 +79,7 @@ def run(request: Request, screen: Screen) -> None:
     ]
     execution = _settings.build("execution", Execution, given["execution"])
     plan = {"plan": asdict(setup.plan), "execution": asdict(execution)}
-    ward = _diagnosis.Ward(federation, setup.plan, {**told, "test_fraction": request.test_fraction, **plan})
+    ward = _diagnosis.Ward(federation, setup.plan, {**told, "test_fraction": request.source.test_fraction, **plan})
     with LocalEngine(request.threads, execution) as engine, screen.progress() as progress:
         _diagnosis.run(patients, ward, probes, engine, request.out, progress)
     page = build(request.out)

@@ -18,6 +18,19 @@ FLOWER = (*COMMON, "patience")
 
 
 @dataclass(frozen=True)
+class Source:
+    """Examples and how they are shared out, as the command line names them."""
+
+    data: str
+    input: str | None
+    label: str | None
+    classes: str | None
+    partition: str
+    clients: int | None
+    test_fraction: float = 0.0
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The settings of one run, checked: method, plan and partition are built, `tables` holds what was given."""
 

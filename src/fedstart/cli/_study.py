@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,31 @@ def run(request: Request, screen: Screen) -> None:
         raise ValueError(f"{len(failed)} of {cells} runs diverged, the others are in {page}; first: {failed[0]}")
 
 
+def estimate(request: Request, screen: Screen) -> None:
+    """Says how long the whole study would take on this machine, by kinds of cells; leaves no directory."""
+    study = studies.load(request.study, request.scale, request.overrides)
+
+    # Imports torch, as in `run`.
+    import joblib
+
+    from fedstart.report.words import duration, plural
+    from fedstart.study.estimating import estimate as estimated
+
+    jobs = request.jobs or joblib.cpu_count()
+    with screen.progress() as progress:
+        found = estimated(study, jobs=jobs, threads=request.threads, progress=progress)
+    heads = ("cells", "number", "rounds\neach", "local steps\na round", "seconds\na round", "in all")
+    rows = [
+        (row.cells, row.number, row.rounds, _short(row.local_steps), _short(row.round_seconds), duration(row.seconds))
+        for row in found.rows
+    ]
+    machine = f"{plural(found.jobs, 'job')} on this machine ({plural(found.cores, 'core')})"
+    screen.answer(asdict(found))
+    name = f"{study.name}, scale {study.scale}" if study.scale else study.name
+    screen.show(table(f"{name}: time it would take", heads, rows, numbers=5), "", *found.notes)
+    screen.show(f"In all: {duration(found.seconds)} with {machine}")
+
+
 def report(directories: Sequence[Path], screen: Screen) -> None:
     """Rebuilds the report of each directory of a study or a run."""
     from fedstart.report import build
@@ -64,6 +89,11 @@ def report(directories: Sequence[Path], screen: Screen) -> None:
         pages.append(build(directory))
         screen.show(f"Report: {pages[-1]}")
     screen.answer({"reports": pages})
+
+
+def _short(value: float) -> str:
+    """A number with three significant digits, or all of its whole part."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _result(record: Record, page: Path, failed: list[str]) -> dict[str, Any]:

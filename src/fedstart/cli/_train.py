@@ -10,6 +10,7 @@ from typing import Any
 from fedstart import names, tree
 from fedstart.cli import _settings
 from fedstart.cli._output import Screen, table
+from fedstart.cli._settings import Source
 from fedstart.data import sources, tasks
 from fedstart.data.federation import Federation
 from fedstart.engines.calibration import calibrate
@@ -27,19 +28,6 @@ from fedstart.types import Cost, Diverged, Plan, Weights
 
 CLIENTS = 10
 """Clients where neither the user nor the partition says how many."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Examples and how they are shared out, as the command line names them."""
-
-    data: str
-    input: str | None
-    label: str | None
-    classes: str | None
-    partition: str
-    clients: int | None
-    test_fraction: float = 0.0
 
 
 @dataclass(frozen=True)

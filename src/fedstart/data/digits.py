@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from sklearn.datasets import load_digits
 
-from fedstart.data.cache import array_digest, content_fingerprint, statistics
+from fedstart.data.drawn import image_examples
 from fedstart.data.federation import Examples
 
 
@@ -19,14 +18,4 @@ def digits() -> Examples:
     flat, targets = load_digits(return_X_y=True)
     images = np.rint(np.asarray(flat) * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = np.asarray(targets).astype(np.int64)
-    class_names = tuple(str(digit) for digit in range(10))
-    mean, std = statistics(images)
-    return Examples(
-        name="digits",
-        inputs=torch.from_numpy(images),
-        labels=labels,
-        class_names=class_names,
-        fingerprint=content_fingerprint(array_digest(images), labels, class_names),
-        mean=mean,
-        std=std,
-    )
+    return image_examples("digits", images, labels, [str(digit) for digit in range(10)])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from fedstart import keys
-from fedstart.data.cache import array_digest, content_fingerprint, statistics
+from fedstart.data.drawn import image_examples
 from fedstart.data.federation import Examples
 from fedstart.data.kinds import Synthetic
 
@@ -30,15 +29,5 @@ def synthetic(settings: Synthetic) -> Examples:
     brightness = rng.normal(scale=10.0, size=settings.groups)[group]
     noise = rng.normal(size=(settings.examples, *shape), scale=settings.noise)
     images = np.clip(np.rint(patterns[labels] + noise + brightness[:, None, None, None]), 0, 255).astype(np.uint8)
-    class_names = tuple(f"pattern {label}" for label in range(settings.classes))
-    mean, std = statistics(images)
-    return Examples(
-        name="synthetic",
-        inputs=torch.from_numpy(images),
-        labels=labels,
-        class_names=class_names,
-        fingerprint=content_fingerprint(array_digest(images), labels, class_names),
-        mean=mean,
-        std=std,
-        columns={"group": group},
-    )
+    class_names = [f"pattern {label}" for label in range(settings.classes)]
+    return image_examples("synthetic", images, labels, class_names, {"group": group})

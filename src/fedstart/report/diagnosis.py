@@ -26,6 +26,17 @@ _FIGURES = (
     ("drift", "distance_to_weights", "client drift / length of the weights"),
     ("movement", "to_end_relative", "distance to the end / length of the end"),
 )
+_FIRST = (
+    ("heads", "ridge_accuracy", "features: accuracy of a ridge head, %", "higher"),
+    ("misalignment", "share", "misaligned share of filters", "lower"),
+    ("label_skew", "lost", "accuracy that label skew costs in a round, points", "lower"),
+    ("agreement", "mean", "cosine of two clients' updates", "higher"),
+    ("drift", "distance_to_weights", "client drift / length of the weights", "lower"),
+    ("diversity", "diversity", "gradient diversity", "lower"),
+    ("hessian", "top_eigenvalue", "largest eigenvalue of the Hessian", "lower"),
+    ("dead_filters", "dead", "dead share of filters", "lower"),
+)
+"""What to look at first: probe, quantity, in words, and where a start is easier to train from."""
 _NEEDED = {"starts": list, "settings": dict, "fingerprints": dict, "versions": dict, "probes": list}
 _START = {"name": str, "origin": str, "weights_sha256": str, "model": dict, "layers": dict, "fresh_head": bool}
 _PROBE = {"name": str, "about": str, "cost": str, "settings": dict, "results": list}
@@ -47,11 +58,11 @@ def report(directory: Path) -> Report:
     timing = directory / "timing.json"
     clock = read_json(timing) if timing.exists() else {}
     record = Record(directory, "diagnosis", directory.resolve().name, "", {}, clock, (), ())
-    values = _values(record, found)
+    values, first = _values(record, found), _first(record, found)
     layers = {probe["name"]: rows for probe in found["probes"] if (rows := _rows(record, found, probe)) is not None}
-    tables = [*([values] if values.rows else []), *layers.values()]
+    tables = [*(made for made in (first, values) if made.rows), *layers.values()]
     files = {f"tables/{name}": data for made in tables for name, data in made.files().items()}
-    sections = [Section("answer", "", _lead(found), (Block("", (), (values,) if values.rows else ()),))]
+    sections = [Section("answer", "", _lead(found), (Block("", (), (first,) if first.rows else ()),))]
     if missing := tuple(_missing(found)):
         sections.append(Section("missing", "Not measured", missing, ()))
     drawings = tuple(drawing for what in _FIGURES if (drawing := _lanes(found, *what)) is not None)
@@ -59,7 +70,8 @@ def report(directory: Path) -> Report:
         text = "Convolutions and linear layers in the order of the network; the tables below have every tensor."
         sections.append(Section("layers", "Layer by layer", (text,), (Block("", drawings),)))
     blocks = tuple(_block(probe, layers.get(probe["name"]), _seconds(clock, probe)) for probe in found["probes"])
-    sections.append(Section("probes", "Probes and what they cost", (), blocks))
+    whole = (Detail(f"All {plural(len(values.rows), 'number')}", "", values),) if values.rows else ()
+    sections.append(Section("probes", "Probes and what they cost", (), (Block("", details=whole), *blocks)))
     return Report(record, [*sections, _details(found, clock)], files)
 
 
@@ -79,6 +91,24 @@ def _lead(found: Diagnosis) -> tuple[str, ...]:
     if fresh:
         lead.append(f"The head of {' and of '.join(fresh)} is fresh, drawn by the seed: the start has none that fits.")
     return tuple(lead)
+
+
+def _first(record: Record, found: Diagnosis) -> Table:
+    """The few numbers to look at first, a column for each start; those that were not measured are left out."""
+    names = [start["name"] for start in found["starts"]]
+    measured = {probe["name"]: _measured(probe) for probe in found["probes"]}
+    rows: list[dict[str, Any]] = []
+    for probe, key, words, better in _FIRST:
+        own = {f"start {name}": result["values"].get(key) for name, result in measured.get(probe, {}).items()}
+        if any(number is not None for number in own.values()):
+            rows.append({"what": words, **own, "better": better, "probe": probe})
+    columns = [Column("what", "what", words=True), *(Column(f"start {name}", name, _number) for name in names)]
+    columns += [Column("better", "better", words=True), Column("probe", "probe")]
+    caption = (
+        "What to look at first. Better is what makes training over clients easier, other things equal; these are "
+        "single measurements without intervals."
+    )
+    return table(record, "first", caption, columns, rows)
 
 
 def _values(record: Record, found: Diagnosis) -> Table:

@@ -144,11 +144,14 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 10 s`, `2 h 5 min`."""
+    """`4.2 s`, `3 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def _verdict(best: str, second: str, mean: str, lead: Mapping[str, Any] | None) -> str:

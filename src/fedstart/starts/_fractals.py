@@ -6,11 +6,10 @@ import functools
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedstart import keys
-from fedstart.data.cache import array_digest, content_fingerprint, statistics
+from fedstart.data.drawn import image_examples
 from fedstart.data.federation import Examples
 
 MAPS = 4
@@ -49,19 +48,9 @@ def fractal_examples(
         rng = keys.generator(seed, "fractals", 1, label)
         drawn = pictures(clouds[label], shape, images, blur, rng)
         pixels[label * images : (label + 1) * images] = np.rint(255 * drawn)
-    inputs = pixels.transpose(0, 3, 1, 2)
     labels = np.repeat(np.arange(classes), images)
-    class_names = tuple(f"fractals {label}" for label in range(classes))
-    mean, std = statistics(inputs)
-    return Examples(
-        name="fractals",
-        inputs=torch.from_numpy(inputs),
-        labels=labels,
-        class_names=class_names,
-        fingerprint=content_fingerprint(array_digest(inputs), labels, class_names),
-        mean=mean,
-        std=std,
-    )
+    class_names = [f"fractals {label}" for label in range(classes)]
+    return image_examples("fractals", pixels.transpose(0, 3, 1, 2), labels, class_names)
 
 
 def systems(rng: np.random.Generator, count: int) -> Systems:

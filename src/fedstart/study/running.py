@@ -49,7 +49,7 @@ def run(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     began, out = time.monotonic(), Path(out)
     material = Material(selection.first(study), executions(out))
-    candidates = _candidates(study, material) if selection.wanted(study) else None
+    candidates = candidates_of(study, material) if selection.wanted(study) else None
     cells = plan_cells(material)
     published.find(study.published, _settings(cells))
     before = 0 if candidates is None else _planned(candidates, material, out)
@@ -96,7 +96,7 @@ def _run(
     write_json(out / "summary.json", summary.summary(material, cells, folder, ordered, found))
 
 
-def _candidates(study: Study, material: Material) -> Study:
+def candidates_of(study: Study, material: Material) -> Study:
     """The study that settles `study`, whose own material is given."""
     tested = {label for seed in study.seeds for label in material.federations.pool(seed)}
     left_out = study.pretraining.left_out
