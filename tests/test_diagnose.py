@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -108,6 +109,14 @@ def test_all_probes_of_two_starts_side_by_side(say, home: Path, shelf: Path) -> 
     assert f"{ten} of {ten + 2} probes measured" in text and "Not measured" in text
     assert all(text.count(f"<h3>{probe['name']}</h3>") == 1 for probe in held["probes"])
     assert 'id="layers-drift"' in text and 'id="layers-misalignment"' not in text
+    assert 0 < text.index("largest eigenvalue of the Hessian") < text.index('id="probes"')
+    with (home / "x/tables/first.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and "misalignment" not in {row["probe"] for row in rows}
+    eigenvalues = results(held, "hessian")
+    (row,) = [row for row in rows if row["probe"] == "hessian"]
+    for name in ("pre", "random"):
+        assert float(row[f"start {name}"]) == eigenvalues[name]["values"]["top_eigenvalue"]
     (home / "x/report.html").unlink()
     assert json.loads(say("report x --json")) == {"reports": ["x/report.html"]}
     assert (home / "x/report.html").read_bytes() == page
