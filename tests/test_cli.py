@@ -22,14 +22,36 @@ from fedstart.starts import Start
 SMALL = "seeds=[0] pretraining.plan.rounds=2 downstream.plan.rounds=2 downstream.tasks=2"
 KINDS = ("methods", "starts", "models", "data", "partitions", "studies", "experiments", "probes")
 STOPPED = "fedstart: stopped; what was finished is saved: run the same command to go on\n"
+ONE_START = """
+name = "alone"
+starts = [{ method = "random" }]
+algorithms = [{ method = "fedavg" }]
+seeds = [0]
+[data]
+source = "digits"
+[model]
+name = "mlp"
+[pretraining]
+held_out = 4
+partition = { name = "iid" }
+clients = 2
+plan = { rounds = 1, local_epochs = 1 }
+[downstream]
+classes = "unseen"
+tasks = 1
+classes_per_task = 4
+clients = 4
+partitions = [{ name = "iid" }]
+plan = { rounds = 1, local_epochs = 1 }
+"""
 SOURCE = "synthetic:classes=6,examples=360,size=4"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in a directory of its own."""
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test works in a directory of its own; how to compute is measured once for all."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEDSTART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEDSTART_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     return tmp_path
 
 
@@ -136,8 +158,9 @@ def test_a_study_runs_goes_on_and_is_reported(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_quiet_study_in_the_default_directory(capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    assert say(capsys, f"run digits {SMALL} downstream.tasks=1 --quiet") == ""
-    (page,) = home.glob("runs/digits*/report.html")
+    (home / "study.toml").write_text(ONE_START)
+    assert say(capsys, "run study.toml --quiet") == ""
+    (page,) = home.glob("runs/alone*/report.html")
     assert page.stat().st_size > 10_000
 
 
@@ -212,7 +235,8 @@ def test_ctrl_c_in_one_process(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_ctrl_c_with_workers_keeps_what_is_finished(home: Path) -> None:
-    line = ["run", "digits", *SMALL.split(), "downstream.plan.rounds=100000", "--out", "study", "--jobs", "2"]
+    (home / "study.toml").write_text(ONE_START)
+    line = ["run", "study.toml", "seeds=[0, 1]", "downstream.plan.rounds=100000", "--out", "study", "--jobs", "2"]
     running = subprocess.Popen(
         command(*line), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=home,
         start_new_session=True,
@@ -228,7 +252,7 @@ def test_ctrl_c_with_workers_keeps_what_is_finished(home: Path) -> None:
             os.killpg(running.pid, signal.SIGKILL)
     assert (running.returncode, out) == (130, "")
     assert err == STOPPED
-    assert len(list(home.glob("study/cells/pretrain-*/start/weights.safetensors"))) == 4
+    assert len(list(home.glob("study/cells/pretrain-*/start/weights.safetensors"))) == 2
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
