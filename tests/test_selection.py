@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +22,7 @@ from fedstart.runs import RunDirectory
 from fedstart.study import choosing, selection
 from fedstart.study.cells import Material
 from fedstart.types import Counts
-from study_files import results
+from study_files import results, run_and_kill
 
 TABLES: dict[str, Any] = {
     "name": "chosen",
@@ -269,28 +264,10 @@ def test_progress_counts_both_parts_and_a_second_run_does_nothing(file: Path, fi
         before = after
 
 
-SCRIPT = """
-import functools, sys
-from fedstart import study
-from fedstart.study import work
-work.execute = functools.partial(work.execute, every=0.0)  # a checkpoint after every round
-study.run(study.load(sys.argv[1]), sys.argv[2])
-"""
-
-
-def _rounds(out: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in out.rglob("rounds.jsonl"))
-
-
 def test_a_study_killed_while_it_chooses_ends_with_the_same_bytes(file: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for target in (5, 30):
-        command = [sys.executable, "-c", SCRIPT, str(file), str(out)]
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while process.poll() is None and _rounds(out) < target:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the study ended before it was killed"
+        run_and_kill(file, out, target)
     assert not (out / "summary.json").exists()
     study.run(study.load(file), out)
     assert results(out) == results(finished)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +18,7 @@ from fedstart.data.tasks import load_partition
 from fedstart.starts import Start
 from fedstart.study import Study
 from fedstart.study.cells import Material, plan_cells
-from study_files import results
+from study_files import results, run_and_kill
 
 TABLES: dict[str, Any] = {
     "name": "small",
@@ -289,15 +284,6 @@ def test_processes_change_no_bit(file: Path, finished: Path, tmp_path: Path) -> 
     assert bar.all == bar.done == ROUNDS
 
 
-SCRIPT = """
-import functools, sys
-from fedstart import study
-from fedstart.study import work
-work.execute = functools.partial(work.execute, every=0.0)  # a checkpoint after every round
-study.run(study.load(sys.argv[1]), sys.argv[2], jobs=int(sys.argv[3]))
-"""
-
-
 def test_workers_follow_the_process_into_another_directory(
     file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,21 +298,11 @@ def test_workers_follow_the_process_into_another_directory(
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_study_ends_with_the_same_bytes(file: Path, finished: Path, tmp_path: Path, jobs: int) -> None:
     draws = random.Random(jobs)
-    command = [sys.executable, "-c", SCRIPT, str(file), str(tmp_path / "out"), str(jobs)]
     for target in sorted(draws.sample(range(2, ROUNDS - 4), 4 - jobs)):
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while process.poll() is None and _rounds(tmp_path / "out") < target:
-            time.sleep(0.002)
-        time.sleep(draws.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the study ended before it was killed"
+        run_and_kill(file, tmp_path / "out", target, jobs, later=draws.random() * 0.02)
     assert not (tmp_path / "out" / "summary.json").exists()
     study.run(study.load(file), tmp_path / "out")
     assert results(tmp_path / "out") == results(finished)
-
-
-def _rounds(out: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in out.glob("cells/*/rounds.jsonl"))
 
 
 def test_cells_that_did_not_change_are_kept(file: Path, finished: Path, tmp_path: Path) -> None:

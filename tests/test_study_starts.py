@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +28,7 @@ from fedstart.study import watching, work
 from fedstart.study.cells import Material, plan_cells
 from fedstart.training import train
 from fedstart.types import Plan
-from study_files import results
+from study_files import results, run_and_kill
 
 OTHER = "synthetic:classes=3,size=12,channels=3,examples=60"
 CNN = {"name": "plain_cnn", "settings": {"channels": [4]}}
@@ -357,28 +352,10 @@ def test_the_order_of_names_in_a_file_changes_no_bit_of_a_norm() -> None:
     assert tree.dot(weights, weights) == tree.dot(turned, turned)
 
 
-SCRIPT = """
-import functools, sys
-from fedstart import study
-from fedstart.study import work
-work.execute = functools.partial(work.execute, every=0.0)  # a checkpoint after every round
-study.run(study.load(sys.argv[1]), sys.argv[2])
-"""
-
-
 def test_a_killed_study_that_watches_ends_with_the_same_bytes(file: Path, finished: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(file), str(tmp_path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while process.poll() is None and rounds(tmp_path) < ROUNDS // 2:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the study ended before it was killed"
+    run_and_kill(file, tmp_path, ROUNDS // 2)
     study.run(study.load(file), tmp_path)
     assert results(tmp_path) == results(finished)
-
-
-def rounds(out: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in out.glob("cells/*/rounds.jsonl"))
 
 
 class Killed(BaseException):

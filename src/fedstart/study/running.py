@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 import tomli_w
 
 from fedstart import names
 from fedstart.data import subsets, tasks
 from fedstart.engines.execution import Execution
-from fedstart.files import cannot, read_json, remove_temporary_files, write_atomically, write_json
+from fedstart.files import cannot, claimed, read_json, remove_temporary_files, write_atomically, write_json
 from fedstart.study import choosing, published, selection, summary
 from fedstart.study.cells import Cell, Material, plan_cells
 from fedstart.study.schema import Study
@@ -155,14 +154,12 @@ class _Silent:
 def _claimed(out: Path, study: Study) -> AbstractContextManager[object]:
     """Makes the directory, checks that it may hold this study, and locks it against other processes."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        _check(out, study)
-        held = filelock.FileLock(out / ".lock", timeout=0).acquire()
-        (out / "cells").mkdir(exist_ok=True)
-    except filelock.Timeout:
-        raise ValueError(f"{out}: another process is running a study there") from None
+        if out.is_dir():
+            _check(out, study)
+        (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot("make", out, error) from None
+    held = claimed(out, "running a study")
     remove_temporary_files(out)
     return held
 
